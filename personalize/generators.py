@@ -1,0 +1,52 @@
+"""The base class of generators: labelled pictures of one person.
+
+A generator sees the person (:class:`~personalize.identity.Identity`) once, in ``prepare``, and then answers requests. The data module calls
+it, runs the answers through the tracker, drops what the tracker cannot find, and caches the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .identity import Identity
+
+
+@dataclass
+class Request:
+    """One picture to make: AU number -> intensity 0-5 (AUs not named are to be 0), and the head pose in radians (None: any)."""
+
+    aus: dict[int, float]
+    pose: tuple[float, float, float] | None = None
+
+
+@dataclass
+class Sample:
+    """One generated picture and what is known about it.
+
+    image: (H, W, 3) uint8 RGB, the face with a margin around it. target: (K,) float32 intensities on the AU axis; known: (K,) bool,
+    which of them hold. source: index in ``identity.observations`` of the frame that it was made from.
+    """
+
+    image: np.ndarray
+    target: np.ndarray
+    known: np.ndarray
+    request: Request
+    source: int
+    info: dict[str, float] = field(default_factory=dict)
+
+
+class Generator(ABC):
+    """Base class of generators. The signature of ``__init__`` is the plug-in's configuration; keep it typed and cheap."""
+
+    @abstractmethod
+    def prepare(self, identity: Identity, seed: int) -> None:
+        """Fit to the person. Called once, before any request."""
+
+    @abstractmethod
+    def generate(self, requests: list[Request]) -> list[Sample | None]:
+        """One sample a request, in order; None where the request cannot be met honestly (mostly invisible, out of range)."""

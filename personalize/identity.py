@@ -1,0 +1,102 @@
+"""The person in the clip: their frames, their neutral, and what the clip covers.
+
+A neutral that is none does harm: the median frame of a clip in which somebody frowns half of the time is a frown. So the neutral is taken
+from the frames which the base model finds calmest, seen from the front, agreeing with each other; and it carries a confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .aus import AUS, COLUMNS
+from .faces import Observation
+
+_BLINK = [AUS.index(43), AUS.index(5)]
+_SPEECH = [AUS.index(25), AUS.index(26)]
+
+
+@dataclass
+class Neutral:
+    """The resting face of a person.
+
+    indices: observations it was taken from, calmest first. crop: (112, 112, 3) uint8, the best of them. landmarks: (478, 3) float32, their
+    robust mean, or None without mesh landmarks. confidence: 0-1; below 0.5 the clip hardly shows the face at rest.
+    """
+
+    indices: np.ndarray
+    crop: np.ndarray
+    landmarks: np.ndarray | None
+    confidence: float
+
+
+@dataclass
+class Identity:
+    """One person of a clip, as generators and the fit see them.
+
+    observations: at most a few hundred, spread over the clip, in order of time. intensity: (N, K) what the base model reads in them.
+    neutral: None where no frame is usable. size: (width, height) of the frames. scheme: of the tracker's landmarks.
+    """
+
+    name: str
+    observations: list[Observation]
+    intensity: np.ndarray
+    neutral: Neutral | None
+    size: tuple[int, int]
+    scheme: str = "mesh478"
+    warnings: list[str] = field(default_factory=list)
+
+    def coverage(self) -> dict[str, object]:
+        """What the clip shows: range of poses in degrees, share of frames with each AU at B level or more, mean brightness and quality."""
+        poses = np.degrees(np.array([o.pose for o in self.observations]))
+        light = np.array([o.crop.mean() for o in self.observations]) / 255
+        return {
+            "frames": len(self.observations),
+            "pitch": [float(x) for x in np.percentile(poses[:, 0], [2, 98])],
+            "yaw": [float(x) for x in np.percentile(poses[:, 1], [2, 98])],
+            "aus": dict(zip(COLUMNS, (self.intensity >= 2).mean(0).round(3).tolist(), strict=True)),
+            "brightness": float(light.mean()),
+            "quality": float(np.mean([o.quality for o in self.observations])),
+        }
+
+
+def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seconds: float | None = None) -> Neutral | None:
+    """The person's neutral, or None where there is no usable frame.
+
+    intensity: (N, K) of the base model without a neutral. at_seconds: the user's own choice; the frames within a quarter second of it are
+    taken. Otherwise: frames are ranked by summed intensity (speech and blinks count too: an open mouth is not at rest) plus a penalty for
+    turning away and for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are
+    dropped.
+    """
+    usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
+    if len(usable) == 0:
+        return None
+    times = np.array([o.timestamp for o in observations])
+    if at_seconds is not None:
+        near = np.abs(times - at_seconds)
+        chosen = np.flatnonzero(near <= max(0.25, float(near.min()) + 1e-6))
+        chosen = chosen[np.argsort(near[chosen])]
+        return _merge(observations, chosen, 1.0)
+    weight = np.ones(len(AUS))
+    weight[_BLINK], weight[_SPEECH] = 1.5, 1.2
+    activity = intensity @ weight
+    turned = np.array([np.hypot(o.pose[0], o.pose[1]) for o in observations])
+    score = activity + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
+    order = usable[np.argsort(score[usable], kind="stable")]
+    keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
+    calm = float(np.exp(-max(float(np.median(activity[keep])) - 2.0, 0) / 6.0))
+    enough = min(1.0, len(usable) / 25)
+    return _merge(observations, keep, calm * (0.4 + 0.6 * enough))
+
+
+def _merge(observations: list[Observation], chosen: np.ndarray, confidence: float) -> Neutral:
+    points = [observations[i].landmarks for i in chosen]
+    known = [p for p in points if p is not None]
+    if not known:
+        return Neutral(chosen, observations[chosen[0]].crop, None, confidence)
+    stack = np.stack(known)
+    median = np.median(stack, axis=0)
+    apart = np.sqrt(((stack - median) ** 2).sum(-1).mean(-1))
+    agree = apart <= max(2.0 * float(np.median(apart)), 1e-6)
+    return Neutral(chosen[agree], observations[int(chosen[agree][0])].crop, stack[agree].mean(0).astype(np.float32), confidence)

@@ -1,0 +1,244 @@
+"""Tracks, identity, quality and streaming, with a tracker whose answers are known."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from personalize import geometry, tracks
+from personalize.errors import InputError
+from personalize.faces import Face, Observation, Tracker
+from personalize.video import Frame, Media
+
+SIZE = (320, 240)
+
+
+def face(x: float, y: float, scale: float, angles: tuple[float, float, float] = (0, 0, 0), wide: float = 1.0) -> Face:
+    points = scale * (geometry.canonical() * (wide, 1, 1)) @ geometry.rotation_matrix(*angles).T + (x, y, 0)
+    points = points.astype(np.float32)
+    return Face(points, np.concatenate([points[:, :2].min(0), points[:, :2].max(0)]), 1.0)
+
+
+class Script(Tracker):
+    """A tracker that says what the test wrote: a list of faces a frame."""
+
+    def __init__(self, frames: list[list[Face]]) -> None:
+        self.script = frames
+        self.at = 0
+
+    def reset(self) -> None:
+        self.at = 0
+
+    def detect(self, frame: np.ndarray, timestamp: float, still: bool) -> list[Face]:
+        self.at += 1
+        return self.script[self.at - 1]
+
+
+class Clip(Media):
+    """Frames of noise, counted while alive."""
+
+    def __init__(self, count: int, kind: str = "video", fps: float = 25.0) -> None:
+        super().__init__(Path("clip.mp4"), kind, fps, count, SIZE, count / fps)
+        self.live: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.most = 0
+
+    def frames(self) -> Iterator[Frame]:
+        rng = np.random.default_rng(0)
+        texture = rng.integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+        for i in range(self.length or 0):
+            frame = Frame(i, i / self.fps if self.kind == "video" else 0.0, texture.copy(), "" if self.kind == "video" else f"{i}.png")
+            self.live.add(frame)
+            self.most = max(self.most, len(self.live))
+            yield frame
+
+
+def run(script: list[list[Face]], **options: Any) -> list[list[Observation]]:
+    return [seen for _, seen in tracks.observe(Clip(len(script)), Script(script), **options)]
+
+
+def test_observation_fields() -> None:
+    seen = run([[face(150, 100, 50, (0.1, 0.2, 0.3))]])[0][0]
+    assert seen.crop.shape == (112, 112, 3) and seen.landmarks is not None
+    assert np.abs(seen.landmarks - geometry.canonical()).max() < 1e-3
+    assert seen.pose == pytest.approx([0.1, 0.2, 0.3], abs=1e-4) and seen.pose.dtype == np.float32
+    assert set(seen.parts) == {"blur", "size", "pose", "occlusion"}
+    assert seen.quality == pytest.approx(np.prod(list(seen.parts.values())))
+
+
+def test_frames_without_a_face_are_given_too() -> None:
+    got = run([[], [face(150, 100, 50)], []])
+    assert [len(g) for g in got] == [0, 1, 0] and got[1][0].frame == 1
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_two_faces_that_cross_keep_their_numbers(swap: bool, hidden: int) -> None:
+    """Two people walk past each other at different heights; where they cross, the one behind is not seen for some frames."""
+    script, truth = [], []
+    for i in range(60):
+        a, b = face(60 + 3.4 * i, 90, 34), face(260 - 3.4 * i, 108, 36, wide=1.06)
+        near = abs(a.landmarks[168, 0] - b.landmarks[168, 0]) < 3.4 * hidden
+        pair = [(0, a)] if near else [(0, a), (1, b)]
+        pair = pair[::-1] if swap and i % 2 else pair
+        script.append([f for _, f in pair])
+        truth.append([p for p, _ in pair])
+    builder = tracks.TrackBuilder()
+    for i, faces in enumerate(script):
+        shapes: list[np.ndarray | None] = [geometry.normalise(f.landmarks, geometry.fit_pose(f.landmarks)) for f in faces]
+        assert builder.update(faces, i / 25, shapes) == truth[i], i
+
+
+def test_a_gap_is_bridged_and_a_stranger_is_new() -> None:
+    builder = tracks.TrackBuilder(max_gap_s=1.0)
+    for i in range(10):
+        assert builder.update([face(100, 100, 40)], i / 25) == [0]
+    assert builder.update([], 0.5) == []
+    assert builder.update([face(106, 100, 40)], 1.0) == [0]
+    assert builder.update([face(250, 60, 40)], 1.04) == [1]  # elsewhere at once
+    assert builder.update([face(106, 100, 40)], 9.0) == [2]  # long gone, and nothing to know them by
+
+
+def test_someone_who_comes_back_is_known_by_shape() -> None:
+    def shape(f: Face) -> list[np.ndarray | None]:
+        return [geometry.normalise(f.landmarks, geometry.fit_pose(f.landmarks))]
+
+    builder = tracks.TrackBuilder(max_gap_s=1.0)
+    one, other = face(100, 100, 40), face(250, 120, 40, wide=1.25)
+    for i in range(10):
+        assert builder.update([one], i / 25, shape(one)) == [0]
+    assert builder.update([other], 5.0, shape(other)) == [1]
+    back = face(60, 80, 55, (0.1, 0.2, 0.1))
+    assert builder.update([back], 10.0, shape(back)) == [0]
+
+
+def test_identity_is_largest_and_longest_or_the_one_asked_for() -> None:
+    small = [[face(60, 60, 20)] for _ in range(20)]
+    both = [[face(60, 60, 20), face(220, 120, 50)] for _ in range(30)]
+    survey = tracks.Survey()
+    for _ in tracks.observe(Clip(50), Script(small + both), survey=survey):
+        pass
+    assert (survey.frames, survey.with_face, sorted(survey.people)) == (50, 50, [0, 1])
+    assert survey.identity() == 1 and survey.identity(0) == 0
+    with pytest.raises(InputError, match=r"^no face 7 in clip.mp4: there is 0 \(50 frames, \d+ px\), 1 \(30 frames, \d+ px\)$"):
+        survey.identity(7, "clip.mp4")
+    lines = survey.warnings(Clip(50))
+    assert len(lines) == 1 and lines[0].startswith("clip.mp4 shows 2 people: took face 1, the largest and longest; choose with --face")
+    flat = [o for seen in run(small + both) for o in seen]
+    assert tracks.select_identity(flat) == 1
+    assert {o.face_id for seen in run(small + both, all_faces=False) for o in seen[:1]} == {0, 1} and all(
+        len(s) == 1 for s in run(small + both, all_faces=False)
+    )
+
+
+def test_late_face_and_no_face() -> None:
+    survey = tracks.Survey()
+    list(tracks.observe(Clip(60), Script([[]] * 40 + [[face(150, 100, 50)]] * 20), survey=survey))
+    assert survey.warnings(Clip(60)) == ["clip.mp4: the face appears late, first seen at 1.6 s; what comes before is left out"]
+    empty = tracks.Survey()
+    list(tracks.observe(Clip(5), Script([[]] * 5), survey=empty))
+    with pytest.raises(InputError) as caught:
+        empty.warnings(Clip(5))
+    assert (
+        str(caught.value)
+        == "no face found in clip.mp4: give one where a face is at least 40 pixels wide, lit and mostly turned to the camera"
+    )
+    with pytest.raises(InputError, match="^no face found in x: "):
+        tracks.select_identity([], name="x")
+
+
+def test_stills_number_people_by_size() -> None:
+    script = [[face(60, 60, 20), face(220, 120, 50)], [face(220, 120, 50), face(60, 60, 20)]]
+    got = [seen for _, seen in tracks.observe(Clip(2, "folder"), Script(script))]
+    assert [[round(float(o.box[2] - o.box[0])) > 60 for o in seen] for seen in got] == [[True, False]] * 2
+    assert [o.file for seen in got for o in seen] == ["0.png", "0.png", "1.png", "1.png"]
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(0, 1.0), (24, 1.0), (50, 0.5), (76, 0.0)])
+def test_pose_quality(degrees: float, expected: float) -> None:
+    got = run([[face(150, 100, 50, (0, np.radians(degrees), 0.5))]])[0][0]
+    assert got.parts["pose"] == pytest.approx(expected, abs=0.02)  # roll does not matter
+
+
+@pytest.mark.parametrize(("pixels", "expected"), [(11, 0.0), (26, 0.5), (45, 1.0)])
+def test_size_quality(pixels: float, expected: float) -> None:
+    assert run([[face(150, 100, pixels)]])[0][0].parts["size"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_blur_quality_falls_with_blur_and_not_with_contrast() -> None:
+    rng = np.random.default_rng(1)
+    # natural pictures' spectra fall with frequency: amplitude ~ 1/f
+    f = np.hypot(*np.meshgrid(np.fft.fftfreq(112), np.fft.fftfreq(112))) + 1 / 112
+    grey = np.fft.ifft2(np.fft.fft2(rng.normal(size=(112, 112))) / f).real
+    grey = np.clip(127 + 45 * (grey - grey.mean()) / grey.std(), 0, 255).astype(np.uint8)
+    crop = np.repeat(grey[..., None], 3, 2)
+    values = [tracks.sharpness(cv2.GaussianBlur(crop, (0, 0), s) if s else crop) for s in (0, 1, 2, 3, 5)]
+    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert values[0] - values[-1] > 1.0
+    faint = (crop.astype(float) * 0.5 + 60).astype(np.uint8)
+    assert tracks.sharpness(faint) == pytest.approx(values[0], abs=0.1)
+
+
+def test_occlusion_falls_when_the_face_is_covered() -> None:
+    rng = np.random.default_rng(2)
+    base = cv2.GaussianBlur(rng.integers(0, 255, (112, 112, 3), dtype=np.uint8), (0, 0), 6)
+    base = cv2.normalize(base, None, 0, 255, cv2.NORM_MINMAX)  # type: ignore[call-overload]
+    meter = tracks.OcclusionMeter()
+    clear = [meter.update(np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8), None) for _ in range(30)]
+    covered = base.copy()
+    covered[50:, :] = 255 - covered[50:, :]
+    assert min(clear) > 0.95 and meter.update(covered, None) < 0.6
+    assert meter.update(base, None) > 0.9
+
+
+def test_memory_is_bounded() -> None:
+    clip = Clip(300)
+    survey = tracks.Survey()
+    for _ in tracks.observe(clip, Script([[face(150, 100, 50)]] * 300), survey=survey):
+        pass
+    gc.collect()
+    assert clip.most <= 3 and survey.frames == 300
+
+
+def test_prefetch_keeps_order_bounds_and_errors() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(50):
+            made.append(i)
+            yield i
+        raise InputError("broken at the end")
+
+    with tracks.Prefetch(items(), depth=4) as ahead:
+        assert next(ahead) == 0
+        time.sleep(0.2)
+        assert len(made) <= 1 + 4 + 1  # read, queued, and the one waiting to be queued
+        got = []
+        with pytest.raises(InputError, match="broken at the end"):
+            for item in ahead:
+                got.append(item)
+    assert got == list(range(1, 50))
+    assert list(tracks.Prefetch(range(3))) == [0, 1, 2]
+
+
+def test_prefetch_stops_its_thread_when_left_early() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    with tracks.Prefetch(items(), depth=2) as ahead:
+        next(ahead)
+    assert closed.wait(2) and not any(t.name == "prefetch" and t.is_alive() for t in threading.enumerate())
