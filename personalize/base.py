@@ -128,34 +128,39 @@ class PersonBatches(Sampler[list[int]]):
                 yield references + pictures
 
 
-def augment(batch: dict[str, Tensor], people: int, each: int) -> dict[str, Tensor]:
-    """What users' clips do to crops and landmarks, drawn anew each time: misalignment, light, grey, hidden parts; stretched and noisy points.
+def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[str, Tensor]:
+    """What users' clips do to crops and landmarks, drawn anew each time: misalignment, light, grey, hidden parts; noisy points.
 
-    Stretching is the person's own (all their pictures share it); everything else differs from picture to picture.
+    people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
+    person in a way of their own; 0: one known person, who is not to be stretched.
     """
     crop, landmarks = batch["crop"].float(), batch["landmarks"]
-    n = len(crop)
-    centre = torch.full((n, 2), crop.shape[-1] / 2)
-    scale = (1 + 0.05 * torch.randn(n, 1)).clamp(0.85, 1.15).expand(n, 2)
-    matrix = get_affine_matrix2d(3.0 * torch.randn(n, 2), centre, scale, 4.0 * torch.randn(n))[:, :2]
+    n, device = len(crop), crop.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device)
+
+    centre = torch.full((n, 2), crop.shape[-1] / 2, device=device)
+    scale = (1 + 0.05 * normal(n, 1)).clamp(0.85, 1.15).expand(n, 2)
+    matrix = get_affine_matrix2d(3.0 * normal(n, 2), centre, scale, 4.0 * normal(n))[:, :2]
     crop = warp_affine(crop, matrix, crop.shape[-2:], padding_mode="border")
-    gain, bias = torch.exp(0.18 * torch.randn(n, 1, 1, 1)), 14 * torch.randn(n, 1, 1, 1)
-    tint = torch.exp(0.06 * torch.randn(n, 3, 1, 1))
+    gain, bias, tint = torch.exp(0.18 * normal(n, 1, 1, 1)), 14 * normal(n, 1, 1, 1), torch.exp(0.06 * normal(n, 3, 1, 1))
     crop = (crop - 110) * gain * tint + 110 + bias
-    grey = (torch.rand(n, 1, 1, 1) < 0.15).float()
+    grey = (torch.rand(n, 1, 1, 1, device=device) < 0.15).float()
     crop = crop * (1 - grey) + crop.mean(1, keepdim=True) * grey
     for i in torch.nonzero(torch.rand(n) < 0.12).flatten().tolist():
         h, w = int(torch.randint(14, 48, ())), int(torch.randint(14, 48, ()))
         y, x = int(torch.randint(0, 112 - h, ())), int(torch.randint(0, 112 - w, ()))
-        crop[i, :, y : y + h, x : x + w] = 255 * torch.rand(3, 1, 1)
-    stretch = 1 + 0.05 * torch.randn(people, 1, 3)
-    own = torch.cat([stretch, stretch.repeat_interleave(each, 0)])
-    turn = 0.035 * torch.randn(n, 3)
-    zero = torch.zeros(n)
+        crop[i, :, y : y + h, x : x + w] = 255 * torch.rand(3, 1, 1, device=device)
+    if people:
+        stretch = 1 + 0.05 * normal(people, 1, 3)
+        landmarks = landmarks * torch.cat([stretch, stretch.repeat_interleave(each, 0)])
+    # The pose fit is never exact: a little rotation, scale and shift remain, and every point trembles, most in depth.
+    turn, zero = 0.035 * normal(n, 3), torch.zeros(n, device=device)
     skew = torch.stack([zero, -turn[:, 2], turn[:, 1], turn[:, 2], zero, -turn[:, 0], -turn[:, 1], turn[:, 0], zero], 1).view(n, 3, 3)
-    landmarks = landmarks * own
     landmarks = landmarks + torch.einsum("bij,bnj->bni", skew, landmarks)
-    landmarks = landmarks * (1 + 0.01 * torch.randn(n, 1, 1)) + 0.006 * torch.randn(n, 1, 3) + 0.003 * torch.randn_like(landmarks) * torch.tensor([1, 1, 2.0])
+    tremble = 0.003 * torch.randn_like(landmarks) * torch.tensor([1, 1, 2.0], device=device)
+    landmarks = landmarks * (1 + 0.01 * normal(n, 1, 1)) + 0.006 * normal(n, 1, 3) + tremble
     return {**batch, "crop": crop.clamp(0, 255), "landmarks": landmarks}
 
 

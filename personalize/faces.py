@@ -40,6 +40,8 @@ class Observation:
     image_landmarks: (N, 3) float32, the tracker's points in frame pixels.
     box: (4,) float32 in frame pixels. confidence: 0-1.
     quality: 0-1, the product of ``parts``: 'blur', 'size', 'pose', 'occlusion', each 0-1.
+    view: (160, 160, 3) uint8, the face with its surroundings, by :func:`personalize.geometry.view`; kept only where a generator may use the
+        frame. view_to_frame: (2, 3) float32, maps view pixels to frame pixels.
     """
 
     frame: int
@@ -55,6 +57,8 @@ class Observation:
     quality: float
     parts: dict[str, float] = field(default_factory=dict)
     file: str = ""
+    view: np.ndarray | None = None
+    view_to_frame: np.ndarray | None = None
 
 
 class Tracker(ABC):

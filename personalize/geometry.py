@@ -22,6 +22,9 @@ WINDOW = 1.9
 """Side of the crop in canonical units: from the forehead (y = -0.5) to the chin (y = 1.4)."""
 CENTRE = np.array([0.0, 0.45, 0.0])
 """Canonical point in the middle of the crop: half-way down the nose, at the depth of the eyes."""
+VIEW_SIZE = 160
+VIEW_WINDOW = 2.6
+"""Side of the view in canonical units: the face with enough around it for a tracker to find it again."""
 
 IBUG_TO_MESH: tuple[int, ...] = (
     # jaw 0-16 (contour points slide when the head turns), brows 17-26, nose 27-35
@@ -185,11 +188,14 @@ def project(points: np.ndarray, pose: Pose) -> np.ndarray:
     return (pose.scale * points @ pose.rotation.T + pose.translation).astype(np.float32)
 
 
-def window(pose: Pose, size: int = CROP_SIZE) -> np.ndarray:
-    """(2, 3) float32 similarity from crop pixels to frame pixels, from the pose's in-plane rotation, scale and centre."""
+def window(pose: Pose, size: int = CROP_SIZE, extent: float = WINDOW) -> np.ndarray:
+    """(2, 3) float32 similarity from crop pixels to frame pixels, from the pose's in-plane rotation, scale and centre.
+
+    extent: side of the window in canonical units.
+    """
     r = pose.rotation
     roll = np.arctan2(r[1, 0] - r[0, 1], r[0, 0] + r[1, 1])  # nearest in-plane rotation: steady where yaw nears 90 degrees
-    factor = pose.scale * WINDOW / size
+    factor = pose.scale * extent / size
     cos, sin = factor * np.cos(roll), factor * np.sin(roll)
     linear = np.array([[cos, -sin], [sin, cos]])
     middle = (size - 1) / 2
@@ -200,10 +206,19 @@ def window(pose: Pose, size: int = CROP_SIZE) -> np.ndarray:
 def crop(image: np.ndarray, pose: Pose, scheme: str = "mesh478", size: int = CROP_SIZE) -> tuple[np.ndarray, np.ndarray]:
     """The aligned face: upright, centred, of one size.
 
-    image: (H, W, 3) uint8. Returns crop (size, size, 3) uint8 and to_frame (2, 3) float32, which maps crop pixels to frame pixels. What lies
-    outside the frame repeats its edge. The scheme does not matter to the window: the pose already speaks of the canonical face.
+    image: (H, W, 3) uint8. Returns crop (size, size, 3) uint8 and to_frame (2, 3) float32, which maps crop pixels to frame pixels. What
+    lies outside the frame repeats its edge. The scheme does not matter to the window: the pose already speaks of the canonical face.
     """
     to_frame = window(pose, size)
+    return warp(image, to_frame, size), to_frame
+
+
+def view(image: np.ndarray, pose: Pose, scheme: str = "mesh478", size: int = VIEW_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """The aligned face with its surroundings, as :func:`crop` with the same centre and a window of ``VIEW_WINDOW`` units.
+
+    Returns view (size, size, 3) uint8 and view_to_frame (2, 3) float32.
+    """
+    to_frame = window(pose, size, VIEW_WINDOW)
     return warp(image, to_frame, size), to_frame
 
 

@@ -92,11 +92,19 @@ class AUNet(nn.Module):
         )
         self.head = OrdinalHead(hidden, n_aus)
 
-    def crop_features(self, crop: Tensor) -> Tensor:
-        """(B, 3, 112, 112) uint8, or float in 0-255, RGB to (B, width)."""
-        x = (crop.float() / 255.0 - self.pixel_mean) / self.pixel_std
-        middle, last = self.backbone(x)
+    def maps(self, crop: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, 112, 112) uint8, or float in 0-255, RGB to the backbone's two feature maps, of stride 16 and 32."""
+        middle, last = self.backbone((crop.float() / 255.0 - self.pixel_mean) / self.pixel_std)
+        return middle, last
+
+    def project(self, maps: tuple[Tensor, Tensor]) -> Tensor:
+        """Feature maps to (B, width)."""
+        middle, last = maps
         return self.crop_project(torch.cat([last.mean(dim=(2, 3)), self.squeeze(middle).flatten(1)], dim=1))
+
+    def crop_features(self, crop: Tensor) -> Tensor:
+        """(B, 3, 112, 112) crops to (B, width)."""
+        return self.project(self.maps(crop))
 
     def landmark_features(self, landmarks: Tensor) -> Tensor:
         """(B, 478, 3) pose-normalised landmarks to (B, width)."""

@@ -1,4 +1,4 @@
-"""Draws what the model reads onto a frame: the face's box, the person's name, a bar for each AU with its value, the base model's as a tick."""
+"""Draws what the model reads onto a frame: the face's box, the name, a bar for each AU with its value, the base model's as a tick."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ decoded once and dropped; what is kept grows with the number of people, not with
 
 Quality is the product of four parts, each 0-1:
 
-- ``blur``: detail of the crop at 64 pixels, relative to its own contrast: 1 for a sharp face, about 0.65, 0.4 and 0.1 for one whose 112-pixel
-  crop is blurred with a Gaussian of 2, 3 and 5 pixels. Compression and small faces lose detail too.
+- ``blur``: detail of the crop at 64 pixels, relative to its own contrast: 1 for a sharp face, about 0.65, 0.4 and 0.1 for one whose
+  112-pixel crop is blurred with a Gaussian of 2, 3 and 5 pixels. Compression and small faces lose detail too.
 - ``size``: distance of the outer eye corners in pixels: 0 below 12, 1 from 40.
 - ``pose``: 1 up to 25 degrees off the camera's axis, 0 from 75.
 - ``occlusion``: a heuristic. It compares the middle of the face, region by region, with what the same track looked like when the mesh sat
@@ -128,8 +128,8 @@ class TrackBuilder:
     """Joins the faces of successive frames to tracks with stable numbers, in order of appearance.
 
     A face goes to the track whose expected box (constant velocity) it overlaps most, helped by how alike the two faces' shapes are. A track
-    survives ``max_gap_s`` without a face in its place; after that, a face whose shape fits one lost track clearly better than any other, and
-    closely, continues it (someone who looked away, left or was cut out); else it is a new person.
+    survives ``max_gap_s`` without a face in its place; after that, a face whose shape fits one lost track clearly better than any other,
+    and closely, continues it (someone who looked away, left or was cut out); else it is a new person.
     """
 
     def __init__(self, max_gap_s: float = MAX_GAP_S) -> None:
@@ -153,11 +153,12 @@ class TrackBuilder:
                 taken.add(track.id)
         for i, face in enumerate(faces):
             if i not in result:
-                track = self._lost(shapes[i], timestamp, taken)
-                if track is None:
+                known = self._lost(shapes[i], timestamp, taken)
+                if known is None:
                     track = _Track(len(self._tracks), face.box.astype(float), np.zeros(4), timestamp, None, 0)
                     self._tracks.append(track)
                 else:
+                    track = known
                     track.velocity = np.zeros(4)
                     track.box, track.time = face.box.astype(float), timestamp
                 result[i] = track
@@ -303,7 +304,8 @@ class Survey:
             if face not in self.people:
                 raise InputError(f"no face {face} in {name}: there is {self._listing()}")
             return face
-        return max(self.people, key=lambda k: (self.people[k].weight, -k))
+        # a copy of the keys: another thread may be counting frames
+        return max(list(self.people), key=lambda k: (self.people[k].weight, -k))
 
     def _listing(self) -> str:
         return ", ".join(f"{k} ({v.frames} frames, {v.size / v.frames:.0f} px)" for k, v in sorted(self.people.items()))
@@ -323,7 +325,8 @@ class Survey:
         others = [k for k, v in self.people.items() if k != taken and (media.still or v.frames >= max(5, 0.02 * self.frames))]
         if others and face is None:
             lines.append(
-                f"{media.name} shows {len(others) + 1} people: took face {taken}, the largest and longest; choose with --face ({self._listing()})"
+                f"{media.name} shows {len(others) + 1} people: took face {taken}, the largest and longest; "
+                f"choose with --face ({self._listing()})"
             )
         if media.kind == "folder" and person.frames < self.frames:
             lines.append(f"{media.name}: left out {self.frames - person.frames} of {self.frames} pictures, in which no face was found")

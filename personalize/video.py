@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from personalize.errors import InputError
 
 Image.init()  # registers every format, so that the names below can be asked for
-PICTURE_FORMATS = [f for f in ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF") if f in Image.OPEN]
+PICTURE_FORMATS: list[str] = [f for f in ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF") if f in Image.OPEN]
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 SHORT_CLIP_S = 1.0
 # demuxers of ffmpeg that open any text as if it were a picture of a terminal, or read lists of other files
@@ -133,7 +133,7 @@ class Media:
             self._warn_once(f"{self.name} is short ({index} frames, {last + step:.2f} s): results will be rough; bring 10 s or more")
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[VideoFrame]:
+def _decoded(container: Any, stream: Any) -> Generator[VideoFrame, None, int]:
     """Frames of a stream, going on after packets that cannot be decoded; returns how many those were."""
     broken = 0
     packets = container.demux(stream)

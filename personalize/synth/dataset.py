@@ -56,7 +56,8 @@ def make_shard(path: Path, split: str, first: int, people: int, each: int, size:
             for field, value in zip(FIELDS, (*found, shot.target[i], np.int32(index), np.bool_(i < 2)), strict=True):
                 rows[field].append(np.asarray(value, np.float16 if field in ("landmarks", "target") else None))
     temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **{f: np.stack(v) for f, v in rows.items()})
+    arrays: dict[str, Any] = {f: np.stack(v) for f, v in rows.items()}
+    np.savez(temporary, **arrays)
     temporary.rename(path)
     tracker.close()
     return len(rows["crop"])
@@ -67,7 +68,9 @@ def _work(job: tuple[Any, ...]) -> int:
     return 0 if path.exists() else make_shard(*job)
 
 
-def make(folder: Path, split: str, people: int, each: int = 8, size: int = 160, workers: int = 2, per_shard: int = 40, first: int = 0) -> None:
+def make(
+    folder: Path, split: str, people: int, each: int = 8, size: int = 160, workers: int = 2, per_shard: int = 40, first: int = 0
+) -> None:
     """Write shards for ``people`` people of a split; shards that are there already are kept, so a run can be continued."""
     from ..ui import progress
 

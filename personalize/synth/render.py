@@ -6,14 +6,17 @@ devices up to rounding. Camera axes: x right, y down, z away; millimetres and pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import warp as wp
 from torch import Tensor
 
-wp.config.quiet = True
+if hasattr(wp.config, "log_level"):  # newer versions of Warp no longer heed "quiet"
+    wp.config.log_level = wp.LOG_WARNING
+else:
+    wp.config.quiet = True
 
 SKIN, EYE, EYE_CAVITY, MOUTH_CAVITY, TONGUE, NECK, TEETH, FRAME, DRAPE = range(9)
 """Materials of triangles; the first six are those of :data:`personalize.synth.head.REGIONS`."""
@@ -31,9 +34,9 @@ def _edge(a: wp.vec3, b: wp.vec3, x: float, y: float) -> float:
 
 
 @wp.kernel
-def _rasterise(
+def _rasterise(  # type: ignore[no-untyped-def]
     screen: wp.array2d(dtype=wp.vec3), faces: wp.array(dtype=wp.vec3i), size: int, keys: wp.array3d(dtype=wp.int64)
-):  # type: ignore[valid-type]
+):
     """screen: pixels and 1/depth of each vertex; keys: depth (1/1024 mm) and triangle of the nearest surface of each pixel."""
     image, f = wp.tid()
     face = faces[f]
@@ -64,13 +67,13 @@ def _rasterise(
 
 
 @wp.kernel
-def _vertex_normals(
+def _vertex_normals(  # type: ignore[no-untyped-def]
     points: wp.array2d(dtype=wp.vec3),
     faces: wp.array(dtype=wp.vec3i),
     start: wp.array(dtype=int),
     around: wp.array(dtype=int),
     normals: wp.array2d(dtype=wp.vec3),
-):  # type: ignore[valid-type]
+):
     image, v = wp.tid()
     total = wp.vec3(0.0, 0.0, 0.0)
     for i in range(start[v], start[v + 1]):
@@ -111,7 +114,7 @@ class Look:
 
 
 @wp.func
-def _sample3(texture: wp.array4d(dtype=float), person: int, u: float, v: float) -> wp.vec4:  # type: ignore[valid-type]
+def _sample3(texture: wp.array4d(dtype=float), person: int, u: float, v: float) -> wp.vec4:
     height = texture.shape[1]
     width = texture.shape[2]
     x = wp.clamp(u * float(width) - 0.5, 0.0, float(width) - 1.001)
@@ -129,7 +132,7 @@ def _sample3(texture: wp.array4d(dtype=float), person: int, u: float, v: float) 
 
 
 @wp.func
-def _sample1(texture: wp.array3d(dtype=float), image: int, u: float, v: float) -> float:  # type: ignore[valid-type]
+def _sample1(texture: wp.array3d(dtype=float), image: int, u: float, v: float) -> float:
     height = texture.shape[1]
     width = texture.shape[2]
     x = wp.clamp(u * float(width) - 0.5, 0.0, float(width) - 1.001)
@@ -149,7 +152,7 @@ def _mix(a: wp.vec3, b: wp.vec3, t: float) -> wp.vec3:
 
 
 @wp.kernel
-def _shade(
+def _shade(  # type: ignore[no-untyped-def]
     keys: wp.array3d(dtype=wp.int64),
     screen: wp.array2d(dtype=wp.vec3),
     points: wp.array2d(dtype=wp.vec3),
@@ -170,7 +173,7 @@ def _shade(
     triangle: wp.array3d(dtype=int),
     weights: wp.array3d(dtype=wp.vec3),
     normal_out: wp.array3d(dtype=wp.vec3),
-):  # type: ignore[valid-type]
+):
     image, y, x = wp.tid()
     key = keys[image, y, x]
     if key >= far:
@@ -283,7 +286,7 @@ def _shade(
                 sy = int(s[1]) + (j - 1) * 2
                 if sx >= 0 and sy >= 0 and sx < extent and sy < extent:
                     nearest = shadow_keys[image, sy, sx]
-                    if nearest < far:
+                    if nearest < far:  # noqa: SIM102
                         if float(nearest >> wp.int64(32)) / 1024.0 < depth:
                             blocked += 1.0
         lit = 1.0 - look.shadow * blocked / 9.0
@@ -303,7 +306,10 @@ def _shade(
             w = 0.1
         by_key = wp.max((d_key + w) / (1.0 + w), 0.0) * lit * wp.min(open_air + 0.3, 1.0)
         by_fill = wp.max((d_fill + w) / (1.0 + w), 0.0) * open_air
-        out[k] = base[k] * (ambient[k] + look.key_colour[k] * by_key + look.fill_colour[k] * by_fill) + spark * fresnel * look.key_colour[k] * 0.5
+        out[k] = (
+            base[k] * (ambient[k] + look.key_colour[k] * by_key + look.fill_colour[k] * by_fill)
+            + spark * fresnel * look.key_colour[k] * 0.5
+        )
     colour[image, y, x] = wp.vec4(out[0], out[1], out[2], 1.0)
     triangle[image, y, x] = f
     weights[image, y, x] = wp.vec3(w0, w1, w2)
@@ -340,6 +346,10 @@ class Pictures:
     weights: Tensor
     normals: Tensor
     screen: Tensor
+
+    def cpu(self) -> Pictures:
+        """The same on the CPU."""
+        return Pictures(*(getattr(self, f.name).cpu() for f in fields(self)))
 
 
 class Renderer:
@@ -381,7 +391,9 @@ class Renderer:
         points = torch.einsum("bij,bvj->bvi", rotation, local) + translation[:, None]
         scale = (focal * self.supersample)[:, None, None]
         flat = points[..., :2] / points[..., 2:].clamp_min(1.0) * scale + side / 2
-        screen = torch.cat([flat, 1.0 / points[..., 2:].clamp_min(1.0)], -1).contiguous()
+        # Negative where a vertex is not in front of the camera: the rasteriser leaves its triangles out.
+        inverse = torch.where(points[..., 2:] > 1.0, 1.0 / points[..., 2:].clamp_min(1.0), -1.0)
+        screen = torch.cat([flat, inverse], -1).contiguous()
         keys = wp.full((n, side, side), value=_FAR, dtype=wp.int64, device=device)
         w_screen, w_points, w_local = (wp.from_torch(t.contiguous(), dtype=wp.vec3) for t in (screen, points, local))
         n_faces = len(self.topology.faces)
@@ -393,7 +405,12 @@ class Renderer:
         shadow_keys = wp.full((n, self.shadow_size, self.shadow_size), value=_FAR, dtype=wp.int64, device=device)
         # The light is far away: parallel projection, so that 1/depth is linear enough over a triangle of a few millimetres.
         light = torch.cat([shadow_screen[..., :2], 1.0 / shadow_screen[..., 2:]], -1).contiguous()
-        wp.launch(_rasterise, dim=(n, n_faces), inputs=[wp.from_torch(light, dtype=wp.vec3), self._faces, self.shadow_size, shadow_keys], device=device)
+        wp.launch(
+            _rasterise,
+            dim=(n, n_faces),
+            inputs=[wp.from_torch(light, dtype=wp.vec3), self._faces, self.shadow_size, shadow_keys],
+            device=device,
+        )
 
         colour = torch.empty((n, side, side, 4), device=local.device)
         triangle = torch.empty((n, side, side), dtype=torch.int32, device=local.device)
@@ -438,7 +455,9 @@ class Renderer:
         """(B, V, 3): pixels of the shadow map, and depth along the key light in mm."""
         key = torch.tensor([list(look.key) for look in looks], dtype=torch.float32, device=points.device)
         helper = torch.where(
-            (key[:, 1:2].abs() < 0.9), torch.tensor([[0.0, 1.0, 0.0]], device=key.device), torch.tensor([[1.0, 0.0, 0.0]], device=key.device)
+            (key[:, 1:2].abs() < 0.9),
+            torch.tensor([[0.0, 1.0, 0.0]], device=key.device),
+            torch.tensor([[1.0, 0.0, 0.0]], device=key.device),
         )
         right = torch.nn.functional.normalize(torch.linalg.cross(helper.expand_as(key), key), dim=1)
         up = torch.linalg.cross(key, right)

@@ -19,8 +19,8 @@ from .render import Look
 class Scene:
     """Light and camera of one clip. Directions point towards the light in camera axes; colours are linear.
 
-    distance: mm. face_share: height of the face over the height of the picture. offset: (2,) of the picture's size. strange: a second setting
-    of the renderer that training never sees (harder light, other exposure and grain), for measuring the step to the unknown.
+    distance: mm. face_share: height of the face over the height of the picture. offset: (2,) of the picture's size. exposure: the lightness
+    (sRGB, 0-1) that the camera aims at. background_seed: also chooses the colour of the clothes.
     """
 
     key: np.ndarray
@@ -142,7 +142,17 @@ def occlude(image: np.ndarray, rng: np.random.Generator, centre: tuple[float, fl
             cv2.line(mask, tuple(int(v) for v in p), tuple(int(v) for v in q), 255, max(int(extent * 0.13), 2), cv2.LINE_AA)
         colour = np.array([200, 150, 125]) * rng.uniform(0.25, 1.1)
     else:
-        cv2.ellipse(mask, (int(x), int(y)), (int(extent * rng.uniform(0.1, 0.4)), int(extent * rng.uniform(0.1, 0.4))), float(rng.uniform(0, 180)), 0, 360, 255, -1, cv2.LINE_AA)
+        cv2.ellipse(
+            mask,
+            (int(x), int(y)),
+            (int(extent * rng.uniform(0.1, 0.4)), int(extent * rng.uniform(0.1, 0.4))),
+            float(rng.uniform(0, 180)),
+            0,
+            360,
+            255,
+            -1,
+            cv2.LINE_AA,
+        )
         colour = rng.uniform(5, 250, 3)
     soft = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255.0
     shade = np.clip(colour * (1 + 0.2 * np.linspace(-1, 1, size)[:, None, None]) + rng.normal(0, 4, image.shape), 0, 255)
@@ -152,7 +162,7 @@ def occlude(image: np.ndarray, rng: np.random.Generator, centre: tuple[float, fl
 
 def degrade(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
     """What cameras, codecs and networks do: blur, motion, low resolution down to a third, noise, colour, grey, JPEG. image: uint8 RGB."""
-    out = image.astype(np.float32)
+    out: np.ndarray = image.astype(np.float32)
     size = image.shape[0]
     if rng.random() < 0.35 * strength:
         out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.3, 1.3)))
@@ -163,7 +173,11 @@ def degrade(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) 
         out = cv2.filter2D(out, -1, kernel / kernel.sum())
     if rng.random() < 0.25 * strength:
         small = int(size * rng.uniform(0.36, 0.9))
-        out = cv2.resize(cv2.resize(out, (small, small), interpolation=cv2.INTER_AREA), (size, size), interpolation=int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])))
+        out = cv2.resize(
+            cv2.resize(out, (small, small), interpolation=cv2.INTER_AREA),
+            (size, size),
+            interpolation=int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])),
+        )
     if rng.random() < 0.6:
         gamma, contrast, lift = np.exp(rng.normal(0, 0.18)), rng.uniform(0.8, 1.2), rng.normal(0, 8)
         out = 255 * (np.clip(out / 255, 0, 1) ** gamma)

@@ -26,8 +26,8 @@ class Shot:
     """Rendered frames of one person with their truth. T frames of S pixels.
 
     images: (T, S, S, 3) uint8 sRGB. target: (T, K) intensities 0-5, AU25 and AU26 measured. pose: (T, 3) radians pitch, yaw, roll as
-    OpenFace signs them. local: (T, V, 3) vertices in head axes, mm; rotation, translation, focal: the cameras. buffers: the renderer's ground
-    truth (triangles, weights, normals).
+    OpenFace signs them. local: (T, V, 3) vertices in head axes, mm; rotation, translation, focal: the cameras. buffers: the renderer's
+    ground truth (triangles, weights, normals).
     """
 
     images: np.ndarray
@@ -51,8 +51,10 @@ class Shot:
         return np.einsum("tnkx,nk->tnx", self.local[:, corners], weights)
 
     def flow(self, source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where each surface point of frame ``source`` lies in frame ``target``: (S, S, 2) pixels of displacement, and (S, S) bool where it is
-        seen in both."""
+        """Where each surface point of frame ``source`` lies in frame ``target``.
+
+        Returns (S, S, 2) pixels of displacement and (S, S) bool, where the point is seen in both.
+        """
         triangle = self.buffers.triangle[source].numpy()
         seen = triangle >= 0
         weights = self.buffers.weights[source].numpy()[seen]
@@ -63,7 +65,9 @@ class Shot:
         there = camera[:, :2] / camera[:, 2:] * self.focal[target] + size / 2
         flow = np.zeros((size, size, 2), np.float32)
         rows, columns = np.nonzero(seen)
-        flow[seen] = there - np.stack([columns, rows], 1) - 0.5
+        # From where the point itself lies in the source: with supersampling that is not quite the middle of its pixel.
+        origin = np.einsum("nkx,nk->nx", self.local[source][corners], weights) @ self.rotation[source].T + self.translation[source]
+        flow[seen] = there - (origin[:, :2] / origin[:, 2:] * self.focal[source] + size / 2)
         pixel = np.floor(there).astype(int)
         inside = ((pixel >= 0) & (pixel < size)).all(1)
         visible = np.zeros(len(rows), bool)
@@ -86,12 +90,18 @@ class Shot:
         return (triangle >= 0) & np.isin(material[np.maximum(triangle, 0)], (0, 1, 2))
 
     def au_support(self, frame: int, au: int) -> np.ndarray:
-        """(S, S) float: how far, in mm, the AU at full strength moves the surface seen at each pixel."""
+        """(S, S) float: how far, in mm, the AU at full strength moves the surface seen at each pixel.
+
+        For AU25 and AU26, which are measured, what parting the lips and dropping the jaw alone would move.
+        """
         from .person import au_matrix
 
         left, right = au_matrix()
-        _, moves = controls()
-        field = np.einsum("c,cvx->vx", np.maximum(left, right)[AUS.index(au)], moves)
+        names, moves = controls()
+        strength = np.maximum(left, right)[AUS.index(au)].copy()
+        for name, value in {25: {"mouthLowerDown": 0.8, "mouthUpperUp": 0.4}, 26: {"jawOpen": 0.65}}.get(au, {}).items():
+            strength[[i for i, n in enumerate(names) if n in (name, name + "Left", name + "Right")]] = value
+        field = np.einsum("c,cvx->vx", strength, moves)
         length = np.zeros(len(topology().chart), np.float32)
         length[: len(field)] = np.linalg.norm(field, axis=1)
         triangle = self.buffers.triangle[frame].numpy()
@@ -130,8 +140,10 @@ class World:
             focal = np.array([c[1] for c in cameras], np.float32)
             looks = [s.look(person, r, g) for s, r, g in zip(chosen, rotation, gaze[rows], strict=True)]
             on = [stack_views(list(a)).to(self.device) for a in (local, rotation, translation, focal, relief)]
-            pictures = self.renderer.render(on[0], on[1], on[2], on[3], albedo, on[4], torch.zeros(len(local)), looks)
-            colour, alpha = pictures.colour.permute(0, 2, 3, 1).cpu().numpy(), pictures.alpha[:, 0].cpu().numpy()
+            pictures = self.renderer.render(
+                on[0], on[1], on[2], on[3], albedo, on[4], torch.zeros(len(local), device=self.device), looks
+            ).cpu()
+            colour, alpha = pictures.colour.permute(0, 2, 3, 1).numpy(), pictures.alpha[:, 0].numpy()
             images = []
             for i, scene in enumerate(chosen):
                 face = expose(colour[i], alpha[i], scene.exposure)

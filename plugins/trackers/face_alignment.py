@@ -119,4 +119,7 @@ class FaceAlignmentTracker(Tracker):
 
 
 def _offline(what: str) -> str:
-    return f"tracker face_alignment cannot download {what}: go online once, or put it into torch.hub's checkpoints folder, or use --tracker mediapipe"
+    return (
+        f"tracker face_alignment cannot download {what}: go online once, or put it into torch.hub's checkpoints folder, "
+        "or use --tracker mediapipe"
+    )

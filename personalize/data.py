@@ -1,0 +1,271 @@
+"""The samples of one person: generated requests and their answers, the clip's own frames, the replay set; and how they are served.
+
+Samples are map-style and every batch is a pure function of (seed, round, step, rank): ranks see different samples, and a resumed fit sees
+what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from . import geometry, ui
+from .aus import AUS, COLUMNS
+from .faces import Observation, Tracker
+from .generators import Generator, Request
+from .identity import Identity
+from .reader import batch_of
+
+_SINGLES = tuple(a for a in AUS if a not in (25, 26))
+_BROKEN = ((6,), (12,), (6, 4), (12, 17), (17,), (17, 4), (17, 9), (15,), (6, 9), (12, 4), (1, 2), (1, 4), (4, 7), (9, 10), (6, 12), (15, 17), (14,), (20,), (24, 17), (25,), (26,), (25, 12), (26, 1, 2), (43,))
+"""Combinations that break co-activations on purpose: AU6 without AU12, AU17 without AU15, and their companions."""
+
+
+def balanced_requests(n: int, seed: int, weak: np.ndarray | None = None) -> list[Request]:
+    """n requests balanced over AUs and intensities: singles, broken and usual combinations, and one in eight at rest.
+
+    weak: (K,) weights of AUs that deserve more (the model of the person is weak there); None: all alike.
+    """
+    rng = np.random.default_rng([seed, 7101])
+    chance = np.ones(len(_SINGLES)) if weak is None else np.array([0.3 + weak[AUS.index(a)] for a in _SINGLES])
+    chance = chance / chance.sum()
+    requests = []
+    for i in range(n):
+        kind = i % 8
+        if kind == 0:
+            aus: dict[int, float] = {}
+        elif kind < 4:
+            aus = {int(rng.choice(_SINGLES, p=chance)): float(rng.uniform(0.5, 5))}
+        elif kind < 7:
+            level = rng.uniform(1, 4.5)
+            aus = {a: float(np.clip(level + rng.normal(0, 0.8), 0.5, 5)) for a in _BROKEN[rng.integers(len(_BROKEN))]}
+        else:
+            chosen = rng.choice(AUS, int(rng.integers(2, 5)), replace=False)
+            aus = {int(a): float(rng.uniform(0.3, 4)) for a in chosen}
+        requests.append(Request(aus))
+    return requests
+
+
+@dataclass
+class Samples:
+    """Labelled samples of one person as tensors, N each: crop, landmarks, has_landmarks, target, mask, weight, source (frame of the clip)."""
+
+    tensors: dict[str, Tensor]
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tensors["crop"])
+
+    def rows(self, index: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Some of them, as a batch."""
+        index = torch.as_tensor(index)
+        return {k: v[index] for k, v in self.tensors.items()}
+
+    def save(self, path: Path) -> None:
+        """Write whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+        save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata={"rejected": json.dumps(self.rejected)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Samples:
+        """Read what :meth:`save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            rejected = json.loads((file.metadata() or {}).get("rejected", "{}"))
+        return cls(load_file(path), rejected)
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Several sets of samples as one."""
+    filled = [p for p in parts if len(p)]
+    rejected: Counter[str] = Counter()
+    for p in parts:
+        rejected.update(p.rejected)
+    return Samples({k: torch.cat([p.tensors[k] for p in filled]) for k in filled[0].tensors}, dict(rejected))
+
+
+def frame_samples(observations: Sequence[Observation], target: np.ndarray, known: np.ndarray, weight: float, source: Sequence[int]) -> Samples:
+    """The clip's own frames with labels. target, known: (N, K)."""
+    tensors = batch_of(observations)
+    tensors["target"] = torch.from_numpy(np.where(known, target, 0).astype(np.float32))
+    tensors["mask"] = torch.from_numpy(known.astype(bool))
+    tensors["weight"] = torch.full((len(observations),), weight)
+    tensors["source"] = torch.tensor(list(source), dtype=torch.int64)
+    return Samples(tensors)
+
+
+def generate(generator: Generator, requests: list[Request], identity: Identity, tracker: Tracker, title: str) -> tuple[Samples | None, list[tuple[np.ndarray, str]]]:
+    """Answers of a generator, through the tracker that reads users' clips: what it cannot find, or finds turned elsewhere, is dropped.
+
+    Returns the samples (None where there are none) and up to 24 pictures with captions for the report. Rejections are counted per AU.
+    """
+    rows: dict[str, list[Any]] = {k: [] for k in ("crop", "landmarks", "target", "mask", "source")}
+    rejected: Counter[str] = Counter()
+    pictures: list[tuple[np.ndarray, str]] = []
+    chunk = 32
+    with ui.progress(None, len(requests), title) as bar:
+        for start in range(0, len(requests), chunk):
+            part = requests[start : start + chunk]
+            for request, sample in zip(part, generator.generate(part), strict=True):
+                cell = "+".join(f"AU{a:02d}" for a in sorted(request.aus)) or "rest"
+                if sample is None:
+                    rejected[cell] += 1
+                    continue
+                faces = tracker.detect(sample.image, 0.0, True)
+                pose = geometry.fit_pose(faces[0].landmarks, tracker.scheme) if faces else None
+                origin = identity.observations[sample.source]
+                asked = origin.pose if request.pose is None else np.asarray(request.pose)
+                if pose is None or np.abs(np.array(pose.angles) - asked)[:2].max() > 0.35:
+                    rejected[cell] += 1
+                    continue
+                crop, _ = geometry.crop(sample.image, pose, tracker.scheme)
+                mesh = tracker.scheme == "mesh478"
+                rows["crop"].append(crop)
+                rows["landmarks"].append(geometry.normalise(faces[0].landmarks, pose) if mesh else np.zeros((478, 3), np.float32))
+                rows["target"].append(np.where(sample.known, sample.target, 0))
+                rows["mask"].append(sample.known)
+                rows["source"].append(sample.source)
+                if len(pictures) < 24 and request.aus and start // chunk % 2 == 0 and max(request.aus.values()) > 2.5:
+                    pictures.append((sample.image, " ".join(f"AU{a:02d} {v:.1f}" for a, v in sorted(request.aus.items()))))
+            bar.advance(len(part))
+    if not rows["crop"]:
+        return None, pictures
+    n = len(rows["crop"])
+    tensors = {
+        "crop": torch.from_numpy(np.stack(rows["crop"])).permute(0, 3, 1, 2).contiguous(),
+        "landmarks": torch.from_numpy(np.stack(rows["landmarks"]).astype(np.float32)),
+        "has_landmarks": torch.full((n,), tracker.scheme == "mesh478"),
+        "target": torch.from_numpy(np.stack(rows["target"]).astype(np.float32)),
+        "mask": torch.from_numpy(np.stack(rows["mask"]).astype(bool)),
+        "weight": torch.ones(n),
+        "source": torch.tensor(rows["source"], dtype=torch.int64),
+    }
+    return Samples(tensors, dict(rejected)), pictures
+
+
+def base_domain() -> dict[str, Tensor]:
+    """The rehearsal set that ships with the base: tracked renders of training people, each with its person's neutral (a batch of the package)."""
+    with resources.files("personalize").joinpath("assets/replay.npz").open("rb") as file:
+        data = dict(np.load(file, allow_pickle=False))
+
+    def pictures(key: str) -> Tensor:
+        ends = np.cumsum(data[f"{key}_size"])
+        blobs = [bytes(data[key][e - s : e]) for s, e in zip(data[f"{key}_size"], ends, strict=True)]
+        return torch.from_numpy(np.stack([np.array(Image.open(io.BytesIO(b))) for b in blobs])).permute(0, 3, 1, 2).contiguous()
+
+    crop, neutral, own = pictures("crop"), pictures("neutral_crop"), torch.from_numpy(data["own"].astype(np.int64))
+    n = len(crop)
+    return {
+        "crop": crop,
+        "landmarks": torch.from_numpy(data["landmarks"].astype(np.float32)),
+        "has_landmarks": torch.ones(n, dtype=torch.bool),
+        "target": torch.from_numpy(data["target"].astype(np.float32)),
+        "mask": torch.ones(n, len(AUS), dtype=torch.bool),
+        "weight": torch.ones(n),
+        "neutral_crop": neutral[own],
+        "neutral_landmarks": torch.from_numpy(data["neutral_landmarks"].astype(np.float32))[own],
+        "has_neutral": torch.arange(n) % 2 == 0,
+    }
+
+
+def write_base_domain(renders: dict[str, np.ndarray], path: Path, people: int = 60, each: int = 7) -> None:
+    """Pick a balanced rehearsal set from tracked renders and write it, crops as JPEG."""
+    picked, neutrals = [], []
+    for person in np.unique(renders["person"])[:people]:
+        rows = np.flatnonzero(renders["person"] == person)
+        rest = rows[renders["neutral"][rows]]
+        if len(rest) == 0:
+            continue
+        active = rows[~renders["neutral"][rows]][:each]
+        picked += [(int(i), len(neutrals)) for i in active]
+        neutrals.append(int(rest[0]))
+
+    def packed(index: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        blobs = []
+        for i in index:
+            buffer = io.BytesIO()
+            Image.fromarray(renders["crop"][i]).save(buffer, "JPEG", quality=92)
+            blobs.append(buffer.getvalue())
+        return np.frombuffer(b"".join(blobs), np.uint8), np.array([len(b) for b in blobs])
+
+    index = [i for i, _ in picked]
+    crop, crop_size = packed(index)
+    neutral_crop, neutral_size = packed(neutrals)
+    np.savez_compressed(
+        path, crop=crop, crop_size=crop_size, neutral_crop=neutral_crop, neutral_crop_size=neutral_size, own=np.array([o for _, o in picked]),
+        landmarks=renders["landmarks"][index], target=renders["target"][index], neutral_landmarks=renders["landmarks"][neutrals],
+    )  # fmt: skip
+
+
+class StepBatches(Sampler[list[int]]):
+    """Batches by step number: which samples a step and rank see depends on nothing else, so ranks differ and a resumed fit continues.
+
+    Samples are walked through in shuffled passes; ``start`` is the first step to serve.
+    """
+
+    def __init__(self, n: int, batch_size: int, steps: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self.steps, self.seed, self.start, self.rank, self.world = n, batch_size, steps, seed, start, rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            first = (step * self.world + self.rank) * self.batch_size
+            yield [self._at(first + i) for i in range(self.batch_size)]
+
+    def _at(self, position: int) -> int:
+        lap, place = divmod(position, self.n)
+        if getattr(self, "_lap", None) != lap:
+            self._lap = lap
+            self._order = np.random.default_rng([self.seed, lap]).permutation(self.n)
+        return int(self._order[place])
+
+
+class _Rows(Dataset[dict[str, Tensor]]):
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, index: list[int]) -> dict[str, Tensor]:
+        return self.samples.rows(torch.tensor(index))
+
+
+class PersonData(L.LightningDataModule):
+    """Serves one round's samples of a person; see :class:`StepBatches`."""
+
+    def __init__(self, samples: Samples, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+        super().__init__()
+        self.samples, self.batch_size, self.steps, self.seed, self.start = samples, batch_size, steps, seed, start
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        batches = StepBatches(len(self.samples), self.batch_size, self.steps, self.seed, self.start, rank, world)
+        return DataLoader(_Rows(self.samples), batch_sampler=batches, collate_fn=_as_is)
+
+
+def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def per_au(values: np.ndarray) -> dict[str, float]:
+    """(K,) values by column name, rounded for files."""
+    return {c: round(float(v), 4) for c, v in zip(COLUMNS, values, strict=True)}

@@ -1,0 +1,199 @@
+"""``personalize demo``: the main job from end to end, offline, on a synthetic person whose every expression is known exactly.
+
+The person is rendered into two real video files, a calm clip to learn from and a lively one of another day. Then the very functions of ``fit``
+and ``predict`` run on these files, and their readings are compared with the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import registry, scoring, ui
+from .aus import COLUMNS, NAMES, parse_au
+from .bench import align, in_processes
+from .errors import ConfigError
+from .synth.clips import Clip, read_truth, render
+
+NAME = "demo"
+MOVES = 1.0
+"""An AU counts as moving in a clip where its true intensity spans at least this."""
+_SIZE = 240
+
+
+def run(args: argparse.Namespace) -> int:
+    """``personalize demo``. args: output, seed, recipe, plugins, overrides."""
+    from . import engine
+    from .base import load_base
+    from .config import load_recipe
+    from .predict import predict
+    from .profile import Profile, next_version
+    from .reader import Reader
+    from .video import open_media
+
+    started = time.perf_counter()
+    if args.seed > 900_000:
+        raise ConfigError(f"--seed must be at most 900000, not {args.seed}.")
+    recipe = load_recipe(args.recipe, args.overrides)
+    base = load_base(recipe["base"])
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    support, query = clips_of(args.seed)
+    ui.info("1/4 filming a person nobody has seen: 12 s to learn from, 10 s of another day to be read")
+    store = folder / "clips"
+    files = [clip.path(store).with_suffix(".npz") for clip in (support, query)]
+    in_processes(_render, [(support, store), (query, store)], files, "Rendering two clips", args, folder)
+    ui.info("2/4 personalize fit: learning the person from the first clip")
+    run_dir = next_version(folder / "runs", NAME)
+    engine.fit(open_media(support.path(store)), recipe, run_dir, NAME)
+    ui.info("3/4 personalize predict: reading the second clip with the base and with the person's profile")
+    reader = Reader(base, Profile.load(run_dir, base_name=base.name, base_sha256=base.sha256))
+    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
+    media = open_media(query.path(store))
+    try:
+        table, person = predict(media, reader, tracker, overlay=folder / "overlay.mp4")
+    finally:
+        tracker.close()
+    table.write(folder / "query_aus.csv", reader.thresholds, base.thresholds, person)
+    ui.info("4/4 comparing with what the face really did")
+    frames, before, after = readings_of(table.rows, person)
+    count = len({int(row[1][0]) for row in table.rows})
+    truth = align(read_truth(media.path), frames, count)
+    scores = [
+        scoring.evaluate({NAME: values}, {NAME: truth}, {NAME: levels})
+        for values, levels in ((before, base.thresholds), (after, reader.thresholds))
+    ]
+    show(scores[0], scores[1], truth, f"{len(frames)} of {count} frames, people and light not seen before")
+    picture(folder / "result.png", _pictures(media, frames, truth), before, after, truth, frames)
+    run_name = run_dir.parent
+    ui.info(f"done in {time.perf_counter() - started:.0f} s; everything is in {folder}:")
+    for file, what in (
+        (run_dir / "report.html", "what the fit did and how far to trust it"),
+        (folder / "overlay.mp4", "the second clip with the readings drawn in"),
+        (folder / "result.png", "base, personalised and truth side by side"),
+        (folder / "query_aus.csv", "the readings, one row a frame"),
+    ):
+        ui.info(f"  {file}  {what}")
+    ui.info("next, on a clip of your own (10 s or more, mostly at ease), then on any other clip of the same person:")
+    ui.info("  personalize fit --identity CLIP.mp4 --name NAME")
+    ui.info("  personalize predict --input OTHER.mp4 --profile runs/NAME --overlay overlay.mp4")
+    ui.info(f"  (this person's profile is {run_name})")
+    return 0
+
+
+def clips_of(seed: int) -> tuple[Clip, Clip]:
+    """The support and the query clip of demo person ``seed``."""
+    return (
+        Clip("demo", seed, 0, 12.0, liveliness=0.6, size=_SIZE),
+        Clip("demo", seed, 1, 10.0, liveliness=1.5, size=_SIZE),
+    )
+
+
+def _render(job: tuple[Clip, Path]) -> None:
+    render(*job)
+
+
+def readings_of(rows: Sequence[Any], person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(frame numbers (N,), base (N, K), personal (N, K)) of one person from the rows of :class:`personalize.predict.Table`."""
+    mine = [
+        (int(meta[0]), base, base if own is None else own) for _, meta, base, own in rows if base is not None and int(meta[1]) == person
+    ]
+    frames, before, after = zip(*mine, strict=True)
+    return np.array(frames), np.stack(before), np.stack(after)
+
+
+def moving(truth: np.ndarray) -> list[str]:
+    """The AUs whose true intensity, (T, K), spans at least MOVES."""
+    return [au for au, span in zip(COLUMNS, np.ptp(truth, axis=0), strict=True) if span >= MOVES]
+
+
+def table_rows(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray) -> list[list[Any]]:
+    """Rows of the table: AU, name, largest true intensity, ICC and MAE of base and person. Then the means over AUs that move, and the error in
+    the others, which stay near zero (their ICC says nothing). before, after: of :func:`scoring.evaluate`."""
+
+    def values(au: str) -> list[float]:
+        return [s[au]["pooled"][m] for m in ("icc", "mae") for s in (before, after)]
+
+    moved = moving(truth)
+    rows: list[list[Any]] = []
+    for au in moved:
+        number = parse_au(au)
+        rows.append([au, NAMES[number] if number is not None else "", float(truth[:, COLUMNS.index(au)].max()), *values(au)])
+    mean = np.nanmean([values(au) for au in moved], axis=0) if moved else np.full(4, np.nan)
+    rows.append(["mean", f"{len(moved)} that move", None, *map(float, mean)])
+    still = [au for au in COLUMNS if au not in moved]
+    if still:
+        errors = np.array([values(au)[2:] for au in still]).mean(0)
+        rows.append(["others", f"{len(still)} at rest", None, None, None, *map(float, errors)])
+    return rows
+
+
+def show(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray, note: str) -> None:
+    """The table on stdout."""
+    columns = ["AU", "", "truth up to", "ICC base", "ICC personal", "MAE base", "MAE personal"]
+    ui.table(f"Base beside personalised, against the truth: {note}", columns, table_rows(before, after, truth))
+    ui.info("ICC: agreement, 1 is perfect, higher is better. MAE: mean error on the scale of 0-5, lower is better.")
+    ui.info("One person is an anecdote; personalize bench measures the gain over many.")
+
+
+# --- the picture ----------------------------------------------------------------------------------------------------------------------
+
+
+def telling_frames(truth: np.ndarray, count: int = 4) -> list[int]:
+    """``count`` rows of ``truth`` (T, K), in order, that show much and different things: each next one adds most to what the others show."""
+    moved = [COLUMNS.index(au) for au in moving(truth)] or list(range(len(COLUMNS)))
+    seen = np.zeros(len(moved))
+    chosen: list[int] = []
+    for _ in range(min(count, len(truth))):
+        gain = np.maximum(truth[:, moved] - seen, 0).sum(1)
+        gain[chosen] = -1
+        best = int(gain.argmax())
+        chosen.append(best)
+        seen = np.maximum(seen, truth[best, moved])
+    return sorted(chosen)
+
+
+def _pictures(media: Any, frames: np.ndarray, truth: np.ndarray) -> dict[int, np.ndarray]:
+    """Row -> picture of the telling frames."""
+    wanted = {int(frames[row]): row for row in telling_frames(truth)}
+    return {wanted[frame.index]: frame.image for frame in media.frames() if frame.index in wanted}
+
+
+def picture(
+    path: Path, images: dict[int, np.ndarray], before: np.ndarray, after: np.ndarray, truth: np.ndarray, frames: np.ndarray, bars: int = 6
+) -> None:
+    """A few frames, and under each the AUs with most to say: truth, base and personalised as bars.
+
+    images: row -> (H, W, 3) uint8; before, after, truth: (N, K) 0-5; frames: (N,) their numbers.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.9 * len(images), 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(images), squeeze=False, gridspec_kw={"height_ratios": [1.15, 1]})
+    drawn = ((truth, "truth", "#3c4148"), (before, "base", "#e0a458"), (after, "personalised", "#2f7fb8"))
+    for column, (row, image) in enumerate(sorted(images.items())):
+        top, low = axes[0, column], axes[1, column]
+        top.imshow(image)
+        top.set_axis_off()
+        top.set_title(f"frame {int(frames[row])}", fontsize=9)
+        # What really moves first, then where the base sees most that is not there.
+        rank = np.argsort(-(2 * truth[row] + before[row]), kind="stable")[:bars]
+        y = np.arange(len(rank))
+        for i, (values, text, colour) in enumerate(drawn):
+            low.barh(y + (i - 1) * 0.27, values[row, rank], 0.25, color=colour, label=text if column == 0 else None)
+        low.set_yticks(y, [COLUMNS[k].replace("AU0", "AU") for k in rank], fontsize=8)
+        low.invert_yaxis()
+        low.set_xlim(0, 5)
+        low.tick_params(axis="x", labelsize=7)
+        low.spines[["top", "right"]].set_visible(False)
+        low.grid(axis="x", alpha=0.25)
+        low.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,698 @@
+"""``personalize fit``: from a clip to a profile.
+
+Collect the person's frames, find their neutral, generate labelled samples of them, adapt the base on samples and replay, weigh the
+evidence, open the gates, write the profile and the report. Every stage leaves its result in ``work/``, so that a killed run goes on where
+it was, and so that the ranks of a distributed run find the same samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__, gate, geometry, registry, tracking, ui
+from .aus import AUS, COLUMNS
+from .base import Base, load_base
+from .buffers import ReplayBuffer
+from .config import load_recipe, save_recipe
+from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join
+from .errors import ConfigError, InputError
+from .faces import Observation, Tracker
+from .generators import Generator
+from .identity import Identity, find_neutral
+from .labels import LabelTable, read_labels
+from .metrics import best_threshold
+from .model import AUNet
+from .module import PersonalModule, predict
+from .profile import Profile, check_name, next_version
+from .reader import Reader, batch_of, blend
+from .regularizers import ParameterRegularizer, Regularizer
+from .tracks import Prefetch, Survey, observe
+from .video import Media, open_media
+
+KEEP = 400
+"""Frames of a person that are kept: spread over the clip, at most so many, whatever its length."""
+MAX_PEOPLE = 6
+CHECKPOINT_EVERY = 25
+_RUN_DIR = "PERSONALIZE_RUN_DIR"
+
+
+class Keeper:
+    """Keeps at most ``limit`` frames of each person, evenly spread: every ``stride``-th, the stride doubling when it is full."""
+
+    def __init__(self, limit: int = KEEP) -> None:
+        self.limit, self.kept, self.seen, self.stride = limit, {}, {}, {}  # type: ignore[var-annotated]
+
+    def add(self, observation: Observation, image: np.ndarray, scheme: str) -> None:
+        """Keep a frame's face, with the wider view that generators work on, if it is one of those to keep."""
+        who = observation.face_id
+        if who not in self.kept:
+            if len(self.kept) >= MAX_PEOPLE:
+                return
+            self.kept[who], self.seen[who], self.stride[who] = [], 0, 1
+        if self.seen[who] % self.stride[who] == 0:
+            pose = geometry.fit_pose(observation.image_landmarks, scheme)
+            observation.view, observation.view_to_frame = geometry.view(image, pose, scheme)
+            self.kept[who].append(observation)
+            if len(self.kept[who]) > self.limit:
+                self.kept[who] = self.kept[who][::2]
+                self.stride[who] *= 2
+        self.seen[who] += 1
+
+
+@dataclass
+class Collected:
+    """The identity's kept frames, in order of time, and what is known of the clip."""
+
+    observations: list[Observation]
+    frames: int
+    frames_with_face: int
+    warnings: list[str]
+    scheme: str
+
+
+def collect(media: Media, tracker: Tracker, face: int | None = None, quiet: bool = False) -> Collected:
+    """Decode and track a clip once and keep the identity's frames. Raises InputError where there is no face."""
+    survey, keeper = Survey(), Keeper()
+    with Prefetch(observe(media, tracker, survey=survey), depth=32) as ahead, ui.progress(None, media.length, f"Tracking {media.name}") as bar:
+        for frame, seen in ahead:
+            for observation in seen:
+                keeper.add(observation, frame.image, tracker.scheme)
+            bar.advance(1)
+    who = survey.identity(face, media.name) if quiet else survey.report(media, face)
+    if media.kind == "folder":
+        # Nothing joins one photograph to the next: the largest face of each is taken to be the person.
+        who = 0 if face is None else face
+    return Collected(keeper.kept.get(who, []), survey.frames, survey.with_face, survey.warnings(media, face), tracker.scheme)
+
+
+@dataclass
+class FitResult:
+    """A finished fit. evidence: per AU column; metrics: what stands in metrics.json."""
+
+    profile: Profile
+    run_dir: Path
+    identity: Identity
+    evidence: dict[str, dict[str, float]]
+    metrics: dict[str, Any]
+
+
+def fit(
+    media: Media,
+    recipe: dict[str, Any],
+    run_dir: Path,
+    name: str,
+    labels: LabelTable | None = None,
+    neutral_at: float | None = None,
+    face: int | None = None,
+    consent: str = "",
+) -> FitResult:
+    """Fit the base model of ``recipe`` to the person in a clip; writes everything of a run into ``run_dir``.
+
+    A run that was killed is continued when called again with the same arguments. Raises InputError where the clip cannot be used.
+    """
+    started = time.time()
+    _quiet_lightning()
+    L.seed_everything(recipe["seed"], verbose=False)
+    base = load_base(recipe["base"])
+    work = run_dir / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
+    try:
+        found = collect(media, tracker, face)
+        notes = list(found.warnings)
+        identity = identify(found, base, media, name, neutral_at, notes)
+        truth, known = _labels(labels, identity.observations, notes)
+        session = Session(base, identity, recipe, run_dir, truth, known)
+        pictures: list[tuple[np.ndarray, str]] = []
+        generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
+        prepared = False
+        for number in range(recipe["rounds"]):
+            path = work / f"samples-{number}.safetensors"
+            if not path.exists() and recipe["generator"]["samples"] > 0:
+                if not prepared:
+                    generator.prepare(identity, recipe["seed"])
+                    prepared = True
+                drawn = session.generate(generator, tracker, number)
+                pictures += drawn
+            (work / f"ready-{number}").touch()
+            session.train(number)
+            if not session.improved(number):
+                break
+        (work / "done").touch()
+    finally:
+        tracker.close()
+    return session.finish(media, found, notes, consent, pictures, started)
+
+
+def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: float | None, notes: list[str]) -> Identity:
+    """The person of a clip, read by the base, with their neutral; adds to ``notes`` (and warns of) what the clip lacks."""
+    observations = [o for o in found.observations if o.quality > 0.02]
+    if not observations:
+        raise InputError(f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger.")
+    reader = Reader(base)
+    intensity = np.concatenate([reader.read(observations[i : i + 64]).base for i in range(0, len(observations), 64)])
+    neutral = find_neutral(observations, intensity, neutral_at)
+    identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
+    lacks = []
+    if neutral is not None and neutral.confidence < 0.5 and neutral_at is None:
+        lacks.append("the clip hardly shows the face at rest, so little is personalised; name a calm moment with --neutral SECONDS")
+    if media.kind == "video" and (found.frames / max(media.fps, 1)) < 1.0:
+        lacks.append("the clip is shorter than a second: what it does not show cannot be learned")
+    for line in lacks:
+        notes.append(line)
+        ui.warn(line)
+    return identity
+
+
+def _labels(labels: LabelTable | None, observations: list[Observation], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) labels of the kept frames and which are known. Occurrence labels count as 'at least B level' or absent."""
+    n = len(observations)
+    if labels is None:
+        return np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(AUS)), bool)
+    frames, times = np.array([o.frame for o in observations]), np.array([o.timestamp for o in observations])
+    target, known = labels.align(frames, times, [o.file for o in observations])
+    target = np.where(labels.occurrence[None] & (target >= 1), 3.0, target).astype(np.float32)
+    if not known.any():
+        notes.append("no label falls on a frame with a face: fitted without labels")
+        ui.warn(notes[-1])
+    return target, known
+
+
+class Session:
+    """The training of one person: samples, rounds, the best round so far."""
+
+    def __init__(self, base: Base, identity: Identity, recipe: dict[str, Any], run_dir: Path, truth: np.ndarray, known: np.ndarray) -> None:
+        self.base, self.identity, self.recipe, self.run_dir = base, identity, recipe, run_dir
+        self.truth, self.known = truth, known
+        self.work = run_dir / "work"
+        self.net = base.fresh()
+        options = recipe["adapter"]["options"]
+        self.adapter = registry.create("adapters", recipe["adapter"]["name"], options)
+        torch.manual_seed(recipe["seed"])
+        self.adapter.apply(self.net)
+        self.delta: dict[str, Tensor] = {}
+        self.score = -np.inf
+        self.rounds: list[dict[str, Any]] = []
+        # Two of every five seconds of the clip are held out for the evidence; their neighbours are not in the training set.
+        times = np.array([o.timestamp for o in identity.observations])
+        self.held = (times % 5.0) >= 3.0
+        if self.held.sum() < 4 or (~self.held).sum() < 4:
+            self.held = np.arange(len(times)) % 5 >= 3
+        self.neutral = None
+        if identity.neutral is not None and recipe["neutral"]["use"]:
+            crop = torch.from_numpy(identity.neutral.crop).permute(2, 0, 1)[None].contiguous()
+            points = identity.neutral.landmarks
+            if points is not None:
+                self.neutral = {"crop": crop, "landmarks": torch.from_numpy(points)[None]}
+            else:
+                self.neutral = {"crop": crop, "landmarks": torch.zeros(1, 478, 3)}
+        self.confidence = identity.neutral.confidence if identity.neutral is not None else 0.0
+        self.evidence: gate.Evidence | None = None
+
+    def generate(self, generator: Generator, tracker: Tracker, number: int) -> list[tuple[np.ndarray, str]]:
+        """Make and keep the samples of a round; the second round asks more for AUs whose held-out error is large."""
+        weak = None
+        if self.evidence is not None:
+            weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
+        requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
+        samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
+        if samples is not None:
+            samples.save(self.work / f"samples-{number}.safetensors")
+            self._write_pictures(pictures)
+        return pictures
+
+    def _write_pictures(self, pictures: list[tuple[np.ndarray, str]]) -> None:
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        for image, caption in pictures:
+            info = PngInfo()
+            info.add_text("personalize", f"synthetic picture, {caption}, generated by {self.recipe['generator']['name']} of identity {self.identity.name}")
+            Image.fromarray(image).save(folder / f"{caption.replace(' ', '_')}.png", pnginfo=info)
+
+    def samples(self, number: int) -> tuple[Samples, Samples | None]:
+        """Training samples up to a round (generated, neutral frames, labelled frames), and the generated ones that are held out."""
+        generated = [Samples.load(p) for i in range(number + 1) if (p := self.work / f"samples-{i}.safetensors").exists()]
+        parts, held = [], None
+        if generated:
+            whole = join(generated)
+            # By source and place, so that a later round's samples never move an earlier one's across the line.
+            out = torch.arange(len(whole)) % 5 == 4
+            parts.append(Samples(whole.rows(~out), whole.rejected))
+            held = Samples(whole.rows(out))
+        observations, neutral = self.identity.observations, self.identity.neutral
+        if neutral is not None and self.confidence > 0.3:
+            rest = [int(i) for i in neutral.indices]
+            zero = np.zeros((len(rest), len(AUS)), np.float32)
+            parts.append(frame_samples([observations[i] for i in rest], zero, np.ones_like(zero, bool), float(self.confidence), rest))
+        rows = np.flatnonzero(self.known.any(1) & ~self.held)
+        if len(rows):
+            parts.append(frame_samples([observations[i] for i in rows], self.truth[rows], self.known[rows], 2.0, rows.tolist()))
+        if not parts:
+            raise InputError(f"nothing to learn from: {self.identity.name}'s clip shows no calm face and there are neither samples nor labels. Use --neutral SECONDS.")
+        return join(parts), held
+
+    def _buffer(self) -> ReplayBuffer:
+        buffer: ReplayBuffer = registry.create("buffers", self.recipe["buffer"]["name"], self.recipe["buffer"]["options"])
+        buffer.add(base_domain(), "base")
+        shared = self.run_dir.parent.parent / "buffer.safetensors"
+        if self.recipe["buffer"]["shared"] and shared.exists():
+            buffer.load(shared)
+        return buffer
+
+    def train(self, number: int) -> None:
+        """One round; on every rank. Continues from the round's checkpoint where there is one."""
+        recipe = self.recipe
+        finished = self.work / f"round-{number}.safetensors"
+        if finished.exists() or recipe["optim"]["max_steps"] == 0:
+            if finished.exists():
+                from safetensors.torch import load_file
+
+                self.adapter.restore(self.net, load_file(finished))
+            return
+        samples, _ = self.samples(number)
+        buffer = self._buffer()
+        regularizers: dict[str, Regularizer] = {}
+        for key, options in recipe["regularizers"].items():
+            made: Regularizer = registry.create("regularizers", key, options)
+            if isinstance(made, ParameterRegularizer):
+                batches = [buffer.sample(16) for _ in range(4)]
+                made.start(self.net, batches, predict=predict)
+                made.check_stiffness(recipe["optim"]["lr"], adaptive=True)
+            else:
+                made.start(self.net, predict)  # type: ignore[attr-defined]
+            regularizers[key] = made
+        optim = recipe["optim"]
+        module = PersonalModule(self.net, self.adapter, regularizers, buffer, self.neutral, optim, optim["batch_size"], recipe["seed"] * 100 + number)
+        last = self.work / f"round-{number}.ckpt"
+        start = _step_of(last)
+        flags = dict(recipe["trainer"])
+        _choose_strategy(flags)
+        loggers = tracking.loggers(self.run_dir, recipe, self.identity.name)
+        trainer = L.Trainer(
+            max_steps=optim["max_steps"], max_epochs=-1, logger=loggers, enable_checkpointing=False, enable_model_summary=False,
+            callbacks=[_Saver(last), _Bar(f"Adapting, round {number + 1}", optim["max_steps"], start)], log_every_n_steps=10,
+            enable_progress_bar=False, use_distributed_sampler=False,
+            **{"gradient_clip_val": 1.0, **flags},
+        )  # fmt: skip
+        os.environ[_RUN_DIR] = str(self.run_dir)
+        data = PersonData(samples, optim["batch_size"], optim["max_steps"], recipe["seed"] * 100 + number, start)
+        trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        tracking.finish(loggers)
+        self.net.eval()
+        if trainer.is_global_zero:
+            from safetensors.torch import save_file
+
+            temporary = finished.with_suffix(".tmp")
+            save_file({k: v.contiguous() for k, v in self.adapter.delta(self.net).items()}, temporary)
+            temporary.replace(finished)
+            last.unlink(missing_ok=True)
+        if trainer.world_size > 1:
+            trainer.strategy.barrier()
+
+    @torch.no_grad()
+    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool, branch: str = "") -> np.ndarray:
+        out = []
+        rest = None
+        if neutral and self.neutral is not None:
+            rest = net.neutral_features(self.neutral["crop"], self.neutral["landmarks"])
+        for i in range(0, len(batch["crop"]), 64):
+            part = {k: v[i : i + 64] for k, v in batch.items()}
+            off = torch.zeros(len(part["crop"]), dtype=torch.bool)
+            look = net.crop_features(part["crop"])
+            has_landmarks = off if branch == "crop" else part["has_landmarks"]
+            fused = net.combine(look, part["landmarks"], has_landmarks, rest, None, off if branch == "landmarks" else None)
+            out.append(net.read(fused)["intensity"].numpy())
+        return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
+
+    def weigh(self, number: int) -> gate.Evidence:
+        """The evidence for the model as it is now, on what its training did not see."""
+        self.net.eval()
+        _, held = self.samples(number)
+        neutral = self.neutral is not None
+        fresh = self.base.net
+        tested = None
+        if held is not None and len(held):
+            t = held.tensors
+            tested = (self._read(fresh, t, False), self._read(self.net, t, neutral), t["target"].numpy(), t["mask"].numpy())
+        frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
+        readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
+        if bool(frames["has_landmarks"].all()):
+            for branch in ("crop", "landmarks"):
+                readings[f"base_{branch}"] = self._read(fresh, frames, False, branch)
+                readings[f"personal_{branch}"] = self._read(self.net, frames, neutral, branch)
+        labelled = None
+        if (self.known & self.held[:, None]).any():
+            labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
+        return gate.hear(tested, readings, labelled)
+
+    def improved(self, number: int) -> bool:
+        """Weigh a round; keep it if it is the best so far. False: the rounds end here."""
+        evidence = self.weigh(number)
+        witnesses = np.where(np.isnan(evidence.labelled), evidence.gain, evidence.labelled)
+        score = float(np.nanmean(witnesses)) if not np.isnan(witnesses).all() else 0.0
+        self.rounds.append({"round": number + 1, "held_out_gain": score})
+        better = score > self.score + 0.005
+        if score > self.score:
+            self.score, self.evidence = score, evidence
+            self.delta = self.adapter.delta(self.net) if self.recipe["optim"]["max_steps"] > 0 else {}
+        return better
+
+    def finish(
+        self, media: Media, found: Collected, notes: list[str], consent: str, pictures: list[tuple[np.ndarray, str]], started: float
+    ) -> FitResult:
+        """Open the gates, write profile, metrics, recipe and report; drop the work folder."""
+        if self.recipe["optim"]["max_steps"] > 0:
+            self.adapter.restore(self.net, self.delta)
+        self.net.eval()
+        assert self.evidence is not None
+        settings = self.recipe["gate"]
+        confidence = self.confidence if self.neutral is not None else 1.0
+        opened = gate.opening(self.evidence, confidence, settings["closed_agreement"], settings["open_agreement"]) * min(settings["open"], 1.0)
+        trust = np.full(len(AUS), settings["trust"], np.float32)
+        neutral: dict[str, Tensor] = {}
+        if self.neutral is not None:
+            with torch.no_grad():
+                neutral = {k: v.float() for k, v in self.net.neutral_features(self.neutral["crop"], self.neutral["landmarks"].float()).items()}
+            if self.identity.neutral is not None and self.identity.neutral.landmarks is None:
+                neutral.pop("landmarks")
+        thresholds = self._thresholds(opened, trust)
+        adapter = self.recipe["adapter"]
+        profile = Profile(
+            name=self.identity.name, base_name=self.base.name, base_sha256=self.base.sha256,
+            adapter=adapter["name"], adapter_options=adapter["options"], delta=self.delta, neutral=neutral, neutral_confidence=float(self.confidence),
+            gate=opened, trust=trust, thresholds=thresholds, plugins=_plugin_versions(self.recipe), recipe=self.recipe,
+            provenance=_provenance(media, found), consent=consent, version=__version__,
+        )  # fmt: skip
+        profile.save(self.run_dir)
+        base, best = self._traces(profile)
+        from .report import write_report
+
+        samples, held = self.samples(len(self.rounds) - 1)
+        times = [o.timestamp for o in self.identity.observations]
+        coverage = self.identity.coverage()
+        evidence = self.evidence.rows()
+        report: dict[str, Any] = {
+            "title": f"Personal AU model of {self.identity.name}",
+            "name": self.identity.name,
+            "created": profile.manifest()["created"],
+            "version": self.run_dir.name,
+            "summary": f"Fitted on {media.name}: {found.frames_with_face} of {found.frames} frames show the face, {len(times)} were used. "
+            f"{int((opened > 0.5).sum())} of {len(AUS)} AUs are read mostly by the personal model, {int((opened < 0.05).sum())} stay as the base reads them.",
+            "warnings": notes,
+            "facts": {
+                "samples trained on": len(samples),
+                "samples held out": 0 if held is None else len(held),
+                "rejected by the tracker": sum(samples.rejected.values()),
+                "rounds": len(self.rounds),
+                "minutes": round((time.time() - started) / 60, 1),
+            },
+            "neutral": {
+                "confidence": round(float(self.confidence), 2),
+                "frames": [] if self.identity.neutral is None else [round(times[int(i)], 2) for i in self.identity.neutral.indices[:10]],
+            },
+            "coverage": self._coverage(coverage),
+            "aus": [
+                {"au": c, "gate": round(float(opened[k]), 3), "evidence": round(_finite(evidence[c]["gain"]), 3), "trust": float(trust[k]), "threshold": round(float(thresholds[k]), 2)}
+                for k, c in enumerate(COLUMNS)
+            ],
+            "traces": {
+                "time": times,
+                "base": {c: base[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
+                "personal": {c: best[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
+            },
+            "provenance": profile.manifest()["provenance"],
+            "consent": consent,
+            "use": [f"personalize predict --input CLIP --profile {self.run_dir.parent.name and 'runs/' + self.run_dir.parent.name}"],
+            "recipe": profile.manifest()["recipe"],
+        }
+        metrics = {
+            "seconds": round(time.time() - started, 1),
+            "rounds": self.rounds,
+            "evidence": {c: {k: (None if np.isnan(v) else round(v, 4)) for k, v in row.items()} for c, row in evidence.items()},
+            "gate": {c: round(float(g), 4) for c, g in zip(COLUMNS, opened, strict=True)},
+            "rejected": samples.rejected,
+            "coverage": coverage,
+            "report": report,
+        }
+        (self.run_dir / "metrics.json").write_text(json.dumps(_jsonable(metrics), indent=1) + "\n")
+        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
+        shown = [{"image": image, "label": caption, "synthetic": True} for image, caption in pictures[:24]]
+        write_report(self.run_dir / "report.html", {**report, "samples": shown})
+        if self.recipe["buffer"]["shared"]:
+            self._remember(samples)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return FitResult(profile, self.run_dir, self.identity, evidence, metrics)
+
+    def _remember(self, samples: Samples) -> None:
+        """Add some of this person's generated samples to the buffer that later fits rehearse from; ``identities forget`` takes them out."""
+        path = self.run_dir.parent.parent / "buffer.safetensors"
+        buffer = self._buffer()
+        rows = samples.rows(torch.arange(0, len(samples), max(len(samples) // 64, 1)))
+        n = len(rows["crop"])
+        rows.pop("source")
+        if self.neutral is not None:
+            rows["neutral_crop"] = self.neutral["crop"].expand(n, -1, -1, -1)
+            rows["neutral_landmarks"] = self.neutral["landmarks"].expand(n, -1, -1)
+        rows["has_neutral"] = torch.full((n,), self.neutral is not None)
+        buffer.add(rows, self.identity.name)
+        buffer.save(path)
+
+    def _thresholds(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
+        """The base's thresholds; where labels show both states, the one with the best F1 on them."""
+        thresholds = self.base.thresholds.copy()
+        if self.known.any():
+            frames = batch_of(self.identity.observations)
+            base, own = self._read(self.base.net, frames, False), self._read(self.net, frames, self.neutral is not None)
+            final = blend(base, own, opened, trust, np.zeros(len(AUS)))
+            for k in range(len(AUS)):
+                rows = self.known[:, k]
+                present = self.truth[rows, k] >= 2
+                if present.sum() >= 5 and (~present).sum() >= 5:
+                    thresholds[k] = best_threshold(final[rows, k], present)
+        return thresholds
+
+    def _traces(self, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+        reader = Reader(self.base, profile)
+        parts = [reader.read(self.identity.observations[i : i + 64]) for i in range(0, len(self.identity.observations), 64)]
+        return np.concatenate([p.base for p in parts]), np.concatenate([p.best for p in parts])
+
+    def _coverage(self, coverage: dict[str, Any]) -> dict[str, Any]:
+        poses = np.degrees(np.array([o.pose for o in self.identity.observations]))
+        yaw, pitch = np.array([-90, -45, -25, -10, 10, 25, 45, 90.0]), np.array([-90, -30, -10, 10, 30, 90.0])
+        counts, _, _ = np.histogram2d(poses[:, 0], poses[:, 1], bins=[pitch, yaw])
+        high = self.identity.intensity.max(0)
+        rare = [c for c, share in coverage["aus"].items() if share < 0.005]
+        return {
+            "yaw_deg": yaw.tolist(),
+            "pitch_deg": pitch.tolist(),
+            "counts": counts.astype(int).tolist(),
+            "aus": {c: {"frames": int((self.identity.intensity[:, k] >= 2).sum()), "max": round(float(high[k]), 2)} for k, c in enumerate(COLUMNS)},
+            "lacks": [f"never seen in the clip: {', '.join(rare)}"] if rare else [],
+        }
+
+
+def _finite(x: float) -> float:
+    return 0.0 if np.isnan(x) else x
+
+
+def _jsonable(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: _jsonable(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_jsonable(v) for v in x]
+    if isinstance(x, float) and np.isnan(x):
+        return None
+    return x
+
+
+class _Saver(L.Callback):
+    """Saves the round's checkpoint now and then, whole or not at all; small, as the base is not in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % CHECKPOINT_EVERY == 0 and trainer.global_step < trainer.max_steps:
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1 and trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        temporary = self.path.with_suffix(".part")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
+            self.path.with_suffix(".step").write_text(str(trainer.global_step))
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written, 0 where there is none."""
+    note = checkpoint.with_suffix(".step")
+    return int(note.read_text()) if checkpoint.exists() and note.exists() else 0
+
+
+class _Bar(L.Callback):
+    def __init__(self, title: str, steps: int, start: int) -> None:
+        self.title, self.steps, self.start = title, steps, start
+
+    def on_train_start(self, *_: Any) -> None:
+        self.bar = ui.progress(None, self.steps - self.start, self.title)
+        self.bar.__enter__()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.bar.advance(1)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.__exit__(None, None, None)
+
+
+def _choose_strategy(flags: dict[str, Any]) -> None:
+    """With several devices and no strategy named: DDP that allows for parameters which a batch does not reach."""
+    devices = flags.get("devices", 1)
+    several = devices not in (1, "1", "auto", [0]) or flags.get("num_nodes", 1) > 1
+    if several and flags.get("strategy", "auto") in ("auto", "ddp", None):
+        flags["strategy"] = "ddp_find_unused_parameters_true"
+
+
+def _quiet_lightning() -> None:
+    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning|torch\.utils\.data|torch\.distributed")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
+    names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
+    names += [("regularizers", n) for n in recipe["regularizers"]]
+    return {f"{kind}/{name}": __version__ for kind, name in names}
+
+
+def _provenance(media: Media, found: Collected) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for path in media.files or [media.path]:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return {
+        "clip": media.name,
+        "kind": media.kind,
+        "sha256": digest.hexdigest(),
+        "duration_s": None if media.duration is None else round(float(media.duration), 2),
+        "frames": found.frames,
+        "frames_with_face": found.frames_with_face,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),  # noqa: UP017
+    }
+
+
+def fit_command(args: argparse.Namespace) -> int:
+    """``personalize fit``."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and os.environ.get(_RUN_DIR):
+        return _join(Path(os.environ[_RUN_DIR]))
+    if args.resume:
+        run_dir = Path(args.resume)
+        state = run_dir / "work" / "arguments.json"
+        if not state.exists():
+            raise InputError(f"nothing to resume in {run_dir}: it is finished, or no run of personalize. Start anew with personalize fit --identity CLIP.")
+        saved = json.loads(state.read_text())
+        recipe = load_recipe(str(run_dir / "work" / "recipe.yaml"), [])
+    else:
+        if not args.identity:
+            raise InputError("no clip given: use personalize fit --identity CLIP, or --resume RUN to continue one.")
+        recipe = load_recipe(args.recipe or "default", args.overrides)
+        saved = {
+            "identity": str(Path(args.identity).resolve()),
+            "name": check_name(args.name or _name_of(args.identity)),
+            "labels": str(Path(args.labels).resolve()) if args.labels else None,
+            "neutral": args.neutral,
+            "face": args.face,
+            "consent": args.consent or "",
+        }
+    # Everything that can be wrong with what the user gave is found before a folder is made.
+    media = open_media(saved["identity"])
+    labels = read_labels(saved["labels"], clip=media.name) if saved["labels"] else None
+    load_base(recipe["base"])
+    for kind in ("tracker", "generator", "buffer", "adapter"):
+        registry.load(kind + "s", recipe[kind]["name"])
+    if saved["neutral"] is not None and media.duration is not None and not 0 <= saved["neutral"] <= media.duration:
+        raise ConfigError(f"--neutral {saved['neutral']:g} lies outside the clip, which lasts {media.duration:.1f} s.")
+    made = None
+    if not args.resume:
+        run_dir = made = next_version(args.output, saved["name"])
+        (run_dir / "work").mkdir(parents=True)
+        (run_dir / "work" / "arguments.json").write_text(json.dumps(saved))
+        save_recipe(recipe, run_dir / "work" / "recipe.yaml")
+    args.run_dir = run_dir
+    try:
+        result = fit(media, recipe, run_dir, saved["name"], labels, saved["neutral"], saved["face"], saved["consent"])
+    except Exception:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+            if made.parent.is_dir() and not any(made.parent.iterdir()):
+                made.parent.rmdir()
+        raise
+    _say(result)
+    return 0
+
+
+def _name_of(identity: str) -> str:
+    stem = Path(identity.rstrip("/")).stem
+    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem).strip("._-")
+    return cleaned or "person"
+
+
+def _say(result: FitResult) -> None:
+    rows = []
+    for k, c in enumerate(COLUMNS):
+        e = result.evidence[c]
+        rows.append([c, float(result.profile.gate[k]), e["gain"], e["agreement"], e["consensus"]])
+    ui.table("Gates and their evidence", ["AU", "gate", "gain on held-out samples", "agreement with base", "consensus of branches"], rows)
+    run = result.run_dir
+    ui.info(f"profile: {run / 'profile'}; report: {run / 'report.html'}")
+    ui.info(f"next: personalize predict --input CLIP --profile {run.parent}")
+
+
+def _join(run_dir: Path) -> int:
+    """A worker rank of a distributed fit: waits for each round's samples and trains along."""
+    _quiet_lightning()
+    work = run_dir / "work"
+    saved = json.loads((work / "arguments.json").read_text())
+    recipe = load_recipe(str(work / "recipe.yaml"), [])
+    base = load_base(recipe["base"])
+    labels = read_labels(saved["labels"], clip=Path(saved["identity"]).name) if saved["labels"] else None
+    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
+    media = open_media(saved["identity"])
+    found = collect(media, tracker, saved["face"], quiet=True)
+    tracker.close()
+    identity = identify(found, base, media, saved["name"], saved["neutral"], [])
+    truth, known = _labels(labels, identity.observations, [])
+    session = Session(base, identity, recipe, run_dir, truth, known)
+    for number in range(recipe["rounds"]):
+        while not (work / f"ready-{number}").exists():
+            if (work / "done").exists() or not work.exists():
+                return 0
+            time.sleep(0.2)
+        session.train(number)
+    return 0

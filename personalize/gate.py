@@ -1,0 +1,94 @@
+"""Do no harm: how far each AU of the personal model may replace the base's, on the evidence of this clip alone.
+
+Three witnesses are heard for each AU, none of which the training saw:
+
+``gain``       on held-out samples of the person: the share of the base's error that is gone, (MAE_base - MAE_personal) / MAE_base.
+``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement, a personal
+               model that sees another one is more likely wrong than the base.
+``consensus``  on the clip's own frames: correlation of the crop branch with the landmark branch, personal minus base. The branches err
+               differently, so a change that makes them agree less is no improvement.
+
+With labels a fourth is heard and outweighs the others: the error on labelled held-out frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .aus import AUS, COLUMNS
+
+
+@dataclass
+class Evidence:
+    """What was seen of each AU, (K,) each, NaN where a witness has nothing to say. moves: standard deviation of the base's reading."""
+
+    gain: np.ndarray
+    agreement: np.ndarray
+    consensus: np.ndarray
+    moves: np.ndarray
+    labelled: np.ndarray
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """By AU column, for the report."""
+        names = ("gain", "agreement", "consensus", "moves", "labelled")
+        return {c: {n: float(getattr(self, n)[k]) for n in names} for k, c in enumerate(COLUMNS)}
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, K), (N, K) to (K,) Pearson correlations; NaN where either stands still."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    norm = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return np.where(norm > 1e-6 * len(a), (a * b).sum(0) / np.maximum(norm, 1e-12), np.nan)
+
+
+def _relative_gain(base: np.ndarray, personal: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(K,) share of the base's absolute error that is gone, over known labels; NaN below 8 of them."""
+    n = known.sum(0)
+    before = (np.abs(base - target) * known).sum(0) / np.maximum(n, 1)
+    after = (np.abs(personal - target) * known).sum(0) / np.maximum(n, 1)
+    return np.where(n >= 8, (before - after) / np.maximum(before, 0.05), np.nan)
+
+
+def hear(
+    held_out: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None,
+    frames: dict[str, np.ndarray],
+    labelled: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None,
+) -> Evidence:
+    """Collect the evidence.
+
+    held_out, labelled: (base, personal, target, known), (N, K) each, or None. frames: (N, K) readings of the clip's own frames by name:
+    'base', 'personal', and by one branch alone 'base_crop', 'base_landmarks', 'personal_crop', 'personal_landmarks' (absent without mesh).
+    """
+    nothing = np.full(len(AUS), np.nan)
+    few = len(frames["base"]) < 12
+    consensus = nothing
+    if not few and "base_landmarks" in frames:
+        consensus = _correlation(frames["personal_crop"], frames["personal_landmarks"]) - _correlation(frames["base_crop"], frames["base_landmarks"])
+    return Evidence(
+        gain=nothing if held_out is None else _relative_gain(*held_out),
+        agreement=nothing if few else _correlation(frames["personal"], frames["base"]),
+        consensus=consensus,
+        moves=frames["base"].std(0) if len(frames["base"]) else np.zeros(len(AUS)),
+        labelled=nothing if labelled is None else _relative_gain(*labelled),
+    )
+
+
+def _ramp(x: np.ndarray, zero: float, one: float, missing: float) -> np.ndarray:
+    return np.where(np.isnan(x), missing, np.clip((x - zero) / (one - zero), 0, 1))
+
+
+def opening(evidence: Evidence, confidence: float, closed_agreement: float = 0.5, open_agreement: float = 0.85) -> np.ndarray:
+    """(K,) 0-1, how far each gate opens.
+
+    confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
+    as far as the base sees the AU move; between ``closed_agreement`` and ``open_agreement`` the gate goes from shut to open.
+    """
+    clear = np.clip((evidence.moves - 0.15) / 0.35, 0, 1)
+    agree = 1 - clear * (1 - _ramp(evidence.agreement, closed_agreement, open_agreement, 1.0))
+    gain = _ramp(evidence.gain, -0.05, 0.05, 0.5)
+    consensus = _ramp(evidence.consensus, -0.35, -0.1, 1.0)
+    gate = confidence * gain * agree * consensus
+    judged = ~np.isnan(evidence.labelled)
+    return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), gate).astype(np.float32)

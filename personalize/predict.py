@@ -1,0 +1,238 @@
+"""``personalize predict``: a clip in, one row a face a frame out, and the overlay video."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import registry, ui
+from .aus import AUS, COLUMNS
+from .base import SHIPPED, load_base
+from .errors import InputError
+from .faces import Observation
+from .profile import Profile, read_manifest
+from .reader import Reader
+from .tracks import Prefetch, Survey, observe
+from .video import Frame, Media, VideoWriter, open_media
+
+BATCH = 24
+"""Faces read at once. More gains little and delays the overlay."""
+
+_HELD_BYTES = 256_000_000
+"""About what frames that wait for their overlay may take: one batch ahead of the model, up to two in it."""
+
+META = ("frame", "face_id", "timestamp", "confidence", "success", "pose_Rx", "pose_Ry", "pose_Rz")
+
+
+def open_reader(profile: str | None, base: str | None) -> Reader:
+    """The reader for a profile, or of the base alone. The profile names its base; ``base`` overrides where it is found."""
+    if profile is None:
+        return Reader(load_base(base or SHIPPED))
+    from .profile import find_profile
+
+    wanted = read_manifest(find_profile(profile))["base"]["name"]
+    loaded = load_base(base or (SHIPPED if wanted == SHIPPED else wanted))
+    return Reader(loaded, Profile.load(profile, base_name=loaded.name, base_sha256=loaded.sha256))
+
+
+def batches(stream: Iterator[tuple[Frame, list[Observation]]], least: int = BATCH) -> Iterator[list[tuple[Frame, list[Observation]]]]:
+    """Frames in runs that hold about ``least`` faces together."""
+    run: list[tuple[Frame, list[Observation]]] = []
+    faces = 0
+    for item in stream:
+        run.append(item)
+        faces += len(item[1])
+        if faces >= least or len(run) >= 2 * least:
+            yield run
+            run, faces = [], 0
+    if run:
+        yield run
+
+
+class Table:
+    """The rows of a prediction, kept as numbers until the clip is over: only then is it known who the clip is about."""
+
+    def __init__(self, still: bool) -> None:
+        self.still = still
+        self.rows: list[tuple[str, tuple[float, ...], np.ndarray | None, np.ndarray | None]] = []
+
+    def add(self, frame: Frame, seen: list[Observation], base: np.ndarray, personal: np.ndarray | None) -> None:
+        """One frame with its faces; without faces a row with success 0."""
+        if not seen:
+            self.rows.append((frame.file, (frame.index, -1, frame.timestamp, 0.0, 0, np.nan, np.nan, np.nan), None, None))
+        for i, o in enumerate(seen):
+            meta = (frame.index, o.face_id, frame.timestamp, o.confidence * o.quality, 1, *(float(a) for a in o.pose))
+            self.rows.append((frame.file, meta, base[i], None if personal is None else personal[i]))
+
+    def keep(self, person: int) -> None:
+        """Leave out everybody else; a frame in which only others are seen stays as a row with success 0."""
+        mine = {row[1][0] for row in self.rows if int(row[1][1]) == person}
+        kept: dict[float, tuple[str, tuple[float, ...], np.ndarray | None, np.ndarray | None]] = {}
+        for row in self.rows:
+            name, meta = row[0], row[1]
+            if int(meta[1]) == person:
+                kept[meta[0]] = row
+            elif meta[0] not in mine:
+                kept[meta[0]] = (name, (meta[0], -1, meta[2], 0.0, 0, np.nan, np.nan, np.nan), None, None)
+        self.rows = list(kept.values())
+
+    def write(self, path: Path, thresholds: np.ndarray, base_thresholds: np.ndarray, person: int | None) -> None:
+        """Write the CSV whole or not at all. person: the track that the profile is of; everybody else is read by the base."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow([*(["file"] if self.still else []), *META, *(f"{c}_r" for c in COLUMNS), *(f"{c}_c" for c in COLUMNS)])
+                for name, meta, base, personal in self.rows:
+                    aus = self._aus(meta, base, personal, thresholds, base_thresholds, person)
+                    writer.writerow([*([name] if self.still else []), *_cells(meta), *aus])
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def _aus(
+        meta: tuple[float, ...],
+        base: np.ndarray | None,
+        personal: np.ndarray | None,
+        own: np.ndarray,
+        general: np.ndarray,
+        person: int | None,
+    ) -> list[str]:
+        if base is None:
+            return [""] * (2 * len(AUS))
+        mine = personal is not None and int(meta[1]) == person
+        # Presence is decided on the rounded value that stands in the table, so that the two columns can never contradict each other.
+        values = np.round(personal if mine and personal is not None else base, 3)
+        present = values >= np.round(own if mine else general, 3)
+        return [*(f"{v:.3f}" for v in values), *(str(int(p)) for p in present)]
+
+
+def _cells(meta: tuple[float, ...]) -> list[str]:
+    frame, face, time, confidence, success, *pose = meta
+    shown = ["" if np.isnan(a) else f"{a:.4f}" for a in pose]
+    return [str(int(frame)), "" if face < 0 else str(int(face)), f"{time:.3f}", f"{confidence:.3f}", str(int(success)), *shown]
+
+
+def predict(
+    media: Media, reader: Reader, tracker: Any, face: int | None = None, all_faces: bool = True, overlay: Path | None = None
+) -> tuple[Table, int]:
+    """Read a clip or stills; returns the table and the track of the person it is about. Raises InputError where there is no face."""
+    from .overlay import draw
+
+    survey, table = Survey(), Table(media.still)
+    size = media.size if min(media.size) > 0 else (640, 480)
+    writer = VideoWriter(overlay, media.fps or 2.0, size) if overlay is not None else None
+    name = reader.profile.name if reader.profile is not None else "base"
+    depth = BATCH if writer is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
+    try:
+        stream = observe(media, tracker, survey=survey)
+        if writer is None:
+            stream = _without_pictures(stream)
+        with Prefetch(stream, depth=depth) as ahead, ui.progress(None, media.length, f"Reading {media.name}") as bar:
+            for run in batches(ahead, depth):
+                faces = [o for _, seen in run for o in seen]
+                reading = reader.read(faces)
+                at = 0
+                main = survey.identity(face) if survey.people and (face is None or face in survey.people) else None
+                for frame, seen in run:
+                    rows = slice(at, at + len(seen))
+                    at += len(seen)
+                    personal = None if reading.personal is None else reading.personal[rows]
+                    table.add(frame, seen, reading.base[rows], personal)
+                    if writer is not None:
+                        image = frame.image
+                        for i, o in enumerate(seen):
+                            if o.face_id == main:
+                                values = personal[i] if personal is not None else reading.base[rows][i]
+                                ticks = dict(zip(COLUMNS, reading.base[rows][i].tolist(), strict=True)) if personal is not None else None
+                                image = draw(image, o.box, name, dict(zip(COLUMNS, values.tolist(), strict=True)), ticks)
+                        writer.write(_fit(image, size))
+                bar.advance(len(run))
+            survey.identity(face, media.name)  # raises within the bar, which then does not say that it is done
+        person = survey.report(media, face)
+    except BaseException:
+        if writer is not None:
+            writer._discard()
+        raise
+    if writer is not None:
+        writer.close()
+    if not all_faces or face is not None:
+        table.keep(person)
+    return table, person
+
+
+def _without_pictures(stream: Iterator[tuple[Frame, list[Observation]]]) -> Iterator[tuple[Frame, list[Observation]]]:
+    """Without an overlay nobody looks at the frames again: waiting for the model, those of a 4K clip would take gigabytes."""
+    nothing = np.zeros((0, 0, 3), np.uint8)
+    for frame, seen in stream:
+        frame.image = nothing
+        yield frame, seen
+
+
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture of a folder on the overlay's canvas: scaled to fit, on black."""
+    import cv2
+
+    width, height = size
+    if image.shape[:2] == (height, width):
+        return image
+    scale = min(width / image.shape[1], height / image.shape[0])
+    small = cv2.resize(image, (max(int(image.shape[1] * scale), 1), max(int(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y, x = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
+    canvas[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return canvas
+
+
+def check_target(target: Path, *inputs: Path) -> None:
+    """Raise InputError, before the work, for a file that cannot be written after it: a folder, one of ``inputs``, no folder to lie in."""
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: give the name of a file to write.")
+    if any(target.exists() and target.samefile(file) for file in inputs):
+        raise InputError(f"{target} is the input itself: give another name to write to.")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: there is no such folder")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}: permission denied")
+
+
+def predict_command(args: argparse.Namespace) -> int:
+    """``personalize predict``."""
+    if args.overrides:
+        left = [o for o in args.overrides if not o.startswith(("tracker", "base"))]
+        if left:
+            from .errors import ConfigError
+
+            raise ConfigError(f"predict takes no recipe keys, so '{left[0]}' has no meaning here: leave it out.")
+    media = open_media(args.input)
+    output = Path(args.output)
+    overlay = Path(args.overlay) if args.overlay else None
+    for target in filter(None, (output, overlay)):
+        check_target(target, media.path)
+    if overlay is not None and overlay.resolve() == output.resolve():
+        raise InputError(f"--output and --overlay are both {output}: give two names.")
+    replaced = overlay is not None and overlay.exists()
+    reader = open_reader(args.profile, args.base)
+    # One face is quicker to track, but which one is then the tracker's choice: not for --face.
+    one = not args.all_faces and args.face is None and not args.tracker
+    tracker = registry.create("trackers", args.tracker or "mediapipe", {"num_faces": 1} if one else {})
+    try:
+        table, person = predict(media, reader, tracker, args.face, args.all_faces, overlay)
+    finally:
+        tracker.close()
+    try:
+        table.write(output, reader.thresholds, reader.base.thresholds, person if reader.profile is not None else None)
+    except BaseException:
+        if overlay is not None and not replaced:
+            overlay.unlink(missing_ok=True)
+        raise
+    ui.info(f"wrote {output}: {len(table.rows)} rows" + (f", and {overlay}" if overlay else ""))
+    return 0

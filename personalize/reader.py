@@ -1,0 +1,89 @@
+"""Reading faces: observations in, AU intensities out, by the base model or by a person's.
+
+A personal reading never replaces the base's blindly: ``base + gate * clip(personal - base, -trust, trust)`` for each AU, the gate as far
+open as the evidence of the person's clip allowed (see :mod:`personalize.gate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .aus import AUS, MAX_INTENSITY
+from .base import Base
+from .faces import Observation
+from .model import POINTS, AUNet
+from .profile import Profile
+
+
+@dataclass
+class Reading:
+    """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile."""
+
+    base: np.ndarray
+    personal: np.ndarray | None
+
+    @property
+    def best(self) -> np.ndarray:
+        """(N, K): the person's where there is one, else the base's."""
+        return self.base if self.personal is None else self.personal
+
+
+def batch_of(observations: Sequence[Observation]) -> dict[str, Tensor]:
+    """Observations as a batch of the model: crop uint8 (B, 3, 112, 112), landmarks (B, 478, 3), has_landmarks (B,)."""
+    crop = torch.from_numpy(np.stack([o.crop for o in observations])).permute(0, 3, 1, 2).contiguous()
+    blank = np.zeros((POINTS, 3), np.float32)
+    landmarks = torch.from_numpy(np.stack([blank if o.landmarks is None else o.landmarks for o in observations]).astype(np.float32))
+    return {"crop": crop, "landmarks": landmarks, "has_landmarks": torch.tensor([o.landmarks is not None for o in observations])}
+
+
+class Reader:
+    """Reads batches of observations. With a profile, the adapter's change and the person's neutral are applied to a copy of the base."""
+
+    def __init__(self, base: Base, profile: Profile | None = None, device: str = "cpu") -> None:
+        self.base, self.profile, self.device = base, profile, device
+        self.net = base.net.to(device)
+        self.thresholds = base.thresholds if profile is None else np.asarray(profile.thresholds, np.float32)
+        self.own: AUNet | None = None
+        self.neutral: dict[str, Tensor] | None = None
+        if profile is not None:
+            from . import registry
+
+            self.own = base.fresh().to(device)
+            if profile.delta:
+                registry.create("adapters", profile.adapter, profile.adapter_options).restore(self.own, profile.delta)
+            self.own.eval()
+            self.neutral = {k: v.float().to(device) for k, v in profile.neutral.items()} or None
+            # The backbone is by far the most work; where the person's is the base's, its maps are computed once for both.
+            self.shared = not any("backbone" in key for key in profile.delta)
+
+    @torch.inference_mode()
+    def read(self, observations: Sequence[Observation]) -> Reading:
+        """Intensities of some faces, any number, in one batch."""
+        if not observations:
+            return Reading(np.zeros((0, len(AUS)), np.float32), None)
+        batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
+        maps = self.net.maps(batch["crop"])
+        base = _intensity(self.net, self.net.project(maps), batch)
+        if self.own is None or self.profile is None:
+            return Reading(base, None)
+        look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
+        personal = _intensity(self.own, look, batch, self.neutral)
+        return Reading(base, blend(base, personal, self.profile.gate, self.profile.trust, self.profile.offsets))
+
+
+def _intensity(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> np.ndarray:
+    has_neutral = None
+    if neutral is not None and "landmarks" not in neutral:
+        neutral = {**neutral, "landmarks": batch["landmarks"]}
+    return np.asarray(net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, has_neutral))["intensity"].cpu().numpy())
+
+
+def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N, K) of what is reported: the base's reading, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it."""
+    moved = np.clip(personal + np.asarray(offsets) - base, -np.asarray(trust), np.asarray(trust))
+    return np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY).astype(np.float32)

@@ -1,0 +1,366 @@
+"""Generators: mesh_warp's geometry against the synthetic head and the tracker, replay_only."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from personalize import geometry
+from personalize.aus import AUS
+from personalize.errors import ConfigError, InputError
+from personalize.faces import Observation
+from personalize.generators import Request, Sample
+from personalize.identity import Identity, Neutral
+from personalize_plugins.generators import mesh_warp
+from personalize_plugins.generators.mesh_warp import MeshWarp, displacement, load_mesh
+from personalize_plugins.generators.replay_only import ReplayOnly
+
+CORNERS = (61, 291)  # outer corners of the mouth, subject's right and left
+OVAL = mesh_warp._OVAL
+
+
+@cache
+def tracker() -> Any:
+    from personalize_plugins.trackers.mediapipe import MediaPipeTracker
+
+    return MediaPipeTracker(num_faces=1)
+
+
+def observe(image: np.ndarray, frame: int = 0) -> Observation:
+    face = tracker().detect(image, 0.0, True)[0]
+    pose = geometry.fit_pose(face.landmarks)
+    crop, to_frame = geometry.crop(image, pose)
+    view, view_to_frame = geometry.view(image, pose)
+    points = geometry.normalise(face.landmarks, pose)
+    angles = np.array(pose.angles, np.float32)
+    return Observation(
+        frame, frame / 25, 0, crop, points, angles, to_frame, face.landmarks, face.box, 1.0, 0.9, view=view, view_to_frame=view_to_frame
+    )
+
+
+@cache
+def identity() -> Identity:
+    """A rendered person at rest, from the front and turned by 12 degrees."""
+    from personalize.synth.person import controls
+    from personalize.synth.scene import Scene
+    from personalize.synth.world import World
+
+    person = World.person("train", 2)
+    pose = np.array([[0, 0, 0.1], [0, 0.21, 0]], np.float32)
+    scene = Scene.sample(np.random.default_rng(5))
+    zeros = np.zeros((2, len(AUS)), np.float32)
+    shot = next(
+        World(size=320).render(person, zeros, np.zeros((2, len(controls()[0])), np.float32), pose, np.zeros((2, 2), np.float32), [scene])
+    )
+    found = [observe(image, i) for i, image in enumerate(shot.images)]
+    neutral = Neutral(np.array([0]), found[0].crop, found[0].landmarks, 1.0)
+    return Identity("someone", found, zeros, neutral, (320, 320))
+
+
+def make(aus: dict[int, float], seed: int = 0, pose: tuple[float, float, float] | None = None, **options: Any) -> Sample:
+    """One picture from the frontal frame."""
+    generator = MeshWarp(gain_spread=0.0, **options)
+    generator.prepare(identity(), seed)
+    frontal = tuple(float(a) for a in identity().observations[0].pose)
+    answer = generator.generate([Request(aus, pose or frontal)])[0]  # type: ignore[arg-type]
+    assert answer is not None
+    return answer
+
+
+def view_points() -> np.ndarray:
+    o = identity().observations[0]
+    assert o.view_to_frame is not None
+    return MeshWarp._in_view(o.image_landmarks, o.view_to_frame)
+
+
+def view() -> np.ndarray:
+    image = identity().observations[0].view
+    assert image is not None
+    return image
+
+
+def polygon(points: np.ndarray, grow: int = 0) -> np.ndarray:
+    """(160, 160) bool: the convex hull of view points, grown by some pixels."""
+    mask = np.zeros((160, 160), np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(np.round(points[:, :2]).astype(np.int32)), 1)
+    return np.asarray(cv2.dilate(mask, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8)) > 0)
+
+
+# --- the asset ---------------------------------------------------------------------------------------------------------------
+
+
+def test_fields_are_the_synthetic_heads_displacements() -> None:
+    """The stored fields against the head's controls, put together here from the world's own person."""
+    from personalize.synth import head
+    from personalize.synth.person import Person, controls, topology
+
+    mesh = load_mesh()
+    with np.load(mesh_warp.ASSET) as data:
+        triangle, weights = data["triangle"], data["weights"]
+    h = head.load()
+
+    def points(vertices: np.ndarray) -> np.ndarray:
+        return np.asarray(np.einsum("nkx,nk->nx", vertices[topology().faces[triangle]], weights))
+
+    person = Person.from_seed(3)
+    person.gain[:] = 1.0
+    person.rest[:] = 0.0
+    pose = geometry.fit_pose(points(h.vertices).astype(np.float32))
+    assert mesh.unit == pytest.approx(pose.scale, rel=1e-4)
+    for au, level in ((6, 5.0), (12, 2.5), (17, 4.0), (43, 3.0)):
+        aus = np.zeros((2, len(AUS)), np.float32)
+        aus[1, AUS.index(au)] = level
+        a, b = person.mesh(person.activate(aus))
+        expected = (points(b) - points(a)) @ pose.rotation / pose.scale
+        got = displacement(np.tile(aus[1], (2, 1)))
+        assert np.abs(got - expected).max() < 2e-3, au  # float16, and the cap on the blink
+    opened = np.zeros((1, len(controls()[0])), np.float32)
+    opened[0, controls()[0].index("jawOpen")] = 1.0
+    expected = (points(person.mesh(opened)[0]) - points(person.neutral)) @ pose.rotation / pose.scale
+    assert np.abs(displacement(np.zeros((2, len(AUS))), jaw=1.0) - expected).max() < 2e-3
+
+
+def test_mesh_is_the_face() -> None:
+    mesh = load_mesh()
+    assert mesh.mean.shape == (478, 3) and mesh.fields.shape == (2, len(AUS), 478, 3) and mesh.tracked.shape == (len(AUS), 478, 3)
+    assert np.linalg.norm(mesh.mean - geometry.canonical(), axis=1)[:468].mean() < 0.1
+    skin = mesh.faces[mesh.groups == mesh_warp.SKIN]
+    assert len(skin) == 852 and mesh.faces.max() == 467
+    edges = {tuple(sorted(e)) for f in skin for e in (f[[0, 1]], f[[1, 2]], f[[2, 0]])}
+    assert len(np.unique(skin)) - len(edges) + len(skin) == -2  # a disk with three holes: mouth and eyes
+    closed = mesh.faces
+    edges = {tuple(sorted(e)) for f in closed for e in (f[[0, 1]], f[[1, 2]], f[[2, 0]])}
+    assert len(np.unique(closed)) - len(edges) + len(closed) == 1  # the strips close them
+    normals = mesh_warp.vertex_normals(geometry.canonical(), skin)
+    assert normals[4, 2] < -0.5 and normals[234, 0] < -0.5 and normals[454, 0] > 0.5  # the nose's tip, right and left side
+
+
+def test_lips_and_lids_of_the_asset_part() -> None:
+    mesh = load_mesh()
+    assert mesh.jaw[14, 1] > mesh.jaw[13, 1] + 0.1  # the lower lip goes with the jaw, the upper stays
+    closing = mesh.fields[:, AUS.index(43)].sum(0)
+    for side in (0, 1):
+        opening = mesh_warp.aperture(mesh.mean, side)
+        assert opening - mesh_warp.aperture(mesh.mean + closing, side) == pytest.approx(opening, rel=0.35)
+
+
+def test_sides() -> None:
+    """A left-sided smile moves the subject's left corner, in the image's right half."""
+    strength = np.zeros((2, len(AUS)))
+    strength[0, AUS.index(12)] = 5
+    move = displacement(strength)
+    assert np.linalg.norm(move[291]) > 5 * np.linalg.norm(move[61]) and geometry.canonical()[291, 0] > 0
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_change_gives_the_frame_itself() -> None:
+    for aus in ({}, {12: 0.0, 43: 0.0}):
+        sample = make(aus)
+        assert sample.source == 0
+        assert np.array_equal(sample.image, view())
+        assert not sample.target.any()
+        assert sample.known.all()
+
+
+def test_flow_of_an_unmoved_mesh_is_none() -> None:
+    points = view_points()
+    flow = mesh_warp._Flow(points, points, points, [False, False], 160)
+    y, x = np.mgrid[:160, :160]
+    assert np.abs(flow.map_x - x).max() < 1e-4 and np.abs(flow.map_y - y).max() < 1e-4
+
+
+def test_smile_moves_the_corners_up_and_out_for_the_tracker() -> None:
+    before = observe(view()).landmarks
+    sample = make({12: 4.0})
+    after = observe(sample.image).landmarks
+    assert before is not None and after is not None
+    move = after - before
+    right, left = move[CORNERS[0]], move[CORNERS[1]]
+    assert right[1] < -0.03 and left[1] < -0.03
+    assert right[0] < -0.02 and left[0] > 0.02
+    expected = displacement(np.tile(4.0 * np.eye(len(AUS))[AUS.index(12)], (2, 1)))
+    moved = np.linalg.norm(expected, axis=1)[:468] > 0.03
+    a, b = expected[:468][moved][:, :2], move[:468][moved][:, :2]
+    assert (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) > 0.8
+    assert sample.target[AUS.index(12)] == 4.0 and sample.known[AUS.index(12)]
+
+
+def test_jaw_and_lids_for_the_tracker() -> None:
+    before = observe(view()).landmarks
+    opened = observe(make({26: 4.0}).image).landmarks
+    shut = observe(make({43: 5.0}).image).landmarks
+    assert before is not None and opened is not None and shut is not None
+    assert (opened[14] - opened[13])[1] > (before[14] - before[13])[1] + 0.1
+    assert opened[152, 1] > before[152, 1] + 0.1
+    for side in (0, 1):
+        assert mesh_warp.aperture(shut, side) < 0.5 * mesh_warp.aperture(before, side)
+
+
+@pytest.mark.parametrize(
+    ("au", "inside", "still"),
+    [
+        (4, (10, 109, 338, 108, 337, 55, 285, 70, 300, 6, 33, 263, 230, 450), (13, 14, 61, 291, 199, 152)),
+        (6, (70, 300, 127, 356, 117, 346, 58, 288, 61, 291, 2), (199, 152, 9, 151, 10)),
+        (17, (61, 291, 2, 152, 148, 377, 172, 397, 0), (9, 10, 33, 263, 168, 50, 280)),
+        (43, (70, 300, 55, 285, 127, 356, 119, 348, 6), (13, 14, 61, 291, 199, 152, 10)),
+    ],
+)
+def test_an_au_changes_its_region_and_nothing_else(au: int, inside: tuple[int, ...], still: tuple[int, ...]) -> None:
+    points = view_points()
+    change = np.abs(make({au: 5.0}).image.astype(int) - view()).max(-1)
+    region = polygon(points[list(inside)], 8)
+    assert (change[region] > 6).sum() > 30
+    background = ~polygon(points[OVAL], 12)  # 0.2 units: the scalp follows the brows a little
+    assert (change[background] > 12).mean() < 0.002
+    for point in still:
+        x, y = np.round(points[point, :2]).astype(int)
+        assert change[y - 1 : y + 2, x - 1 : x + 2].mean() < 6, point
+    assert change[region].sum() > 0.8 * change.sum()
+
+
+def test_furrows_darken_only_with_shading() -> None:
+    points = view_points()
+    chin = polygon(points[[17, 18, 200, 199, 84, 314, 83, 313]], 1)
+    flat, shaded = make({17: 5.0}, shading=False).image, make({17: 5.0}).image
+    darker = cv2.blur(flat.mean(-1) - shaded.mean(-1), (3, 3))[chin]
+    assert darker.max() > 6  # the furrow above the raised chin
+    assert abs(darker.mean()) < 5  # and no wholesale darkening
+    outside = ~polygon(points[OVAL], 6)
+    assert np.array_equal(flat[outside], shaded[outside])
+
+
+def test_open_mouth_is_dark_inside() -> None:
+    sample = make({25: 5.0, 26: 5.0})
+    points = observe(sample.image).image_landmarks
+    middle = points[[13, 14], :2].mean(0)
+    x, y = np.round(middle + (0, 3)).astype(int)
+    lip = np.round(points[17, :2] - (0, 2)).astype(int)
+    assert sample.image[y, x].mean() < 0.7 * sample.image[lip[1], lip[0]].mean()
+
+
+def test_parted_lips_and_jaw_are_measured() -> None:
+    """AU25 and AU26 of the answer by the world's rule; AU10 alone parts the lips."""
+    from personalize.synth.person import Person
+
+    sample = make({25: 3.0, 26: 2.0})
+    assert sample.target[AUS.index(26)] == pytest.approx(2.0, abs=0.35)
+    assert sample.target[AUS.index(25)] == pytest.approx(3.0, abs=0.7)
+    person = Person.from_seed(3)
+    person.gain[:] = 1.0
+    aus = np.zeros((1, len(AUS)), np.float32)
+    aus[0, AUS.index(10)] = 5
+    lips, jaw = person.measure(person.mesh(person.activate(aus)))
+    sample = make({10: 5.0})
+    assert sample.target[AUS.index(25)] == pytest.approx(float(lips[0]), abs=0.05)
+    assert sample.target[AUS.index(26)] == pytest.approx(float(jaw[0]), abs=0.05)
+
+
+def test_turning_the_head() -> None:
+    pose = identity().observations[0].pose
+    asked = (float(pose[0]), float(pose[1] - np.radians(12)), float(pose[2]))
+    sample = make({}, pose=asked)
+    assert sample.info["yaw_change"] == pytest.approx(-12, abs=0.1)
+    turned, before = observe(sample.image), observe(view())
+    assert np.degrees(turned.pose[1] - before.pose[1]) == pytest.approx(-12, abs=5)
+
+
+def test_out_of_range_is_refused() -> None:
+    generator = MeshWarp(max_intensity=4.0)
+    generator.prepare(identity(), 0)
+    requests = [
+        Request({12: 3.0}, (0.0, 0.9, 0.0)),
+        Request({12: 4.5}),
+        Request({12: -1.0}),
+        Request({12: float("nan")}),
+        Request({12: 4.0}),
+    ]
+    answers = generator.generate(requests)
+    assert [a is None for a in answers] == [True, True, True, True, False]
+    with pytest.raises(InputError, match=r"^AU99 is none that the base model reads: 1, 2, "):
+        generator.generate([Request({99: 1.0})])
+
+
+def test_without_views_everything_is_refused() -> None:
+    from dataclasses import replace
+
+    blind = replace(identity(), observations=[replace(o, view=None) for o in identity().observations])
+    generator = MeshWarp()
+    generator.prepare(blind, 0)
+    assert generator.generate([Request({12: 1.0})]) == [None]
+
+
+def test_what_the_frame_shows_counts() -> None:
+    """A frame that already shows AU12 at 2 needs less of it, and what else it shows is not labelled."""
+    from dataclasses import replace
+
+    o = identity()
+    shown = np.zeros((2, len(AUS)), np.float32)
+    shown[:, AUS.index(12)], shown[:, AUS.index(4)] = 2.0, 1.5
+    generator = MeshWarp(gain_spread=0.0)
+    generator.prepare(replace(o, intensity=shown, neutral=replace(o.neutral, confidence=0.0)), 0)  # type: ignore[type-var]
+    pose = tuple(float(a) for a in o.observations[0].pose)
+    same, more = generator.generate([Request({12: 2.0}, pose), Request({12: 4.0}, pose)])  # type: ignore[arg-type]
+    assert same is not None and more is not None
+    assert np.array_equal(same.image, view())
+    assert same.known[AUS.index(12)] and not same.known[AUS.index(4)]
+    change, full = (np.abs(s.image.astype(int) - view()).sum() for s in (more, make({12: 4.0})))
+    assert change < 0.8 * full
+
+
+def test_a_habit_of_the_neutral_face_is_no_expression() -> None:
+    from dataclasses import replace
+
+    reading = np.tile(np.where(np.arange(len(AUS)) == AUS.index(15), 1.5, 0.0).astype(np.float32), (2, 1))
+    generator = MeshWarp()
+    generator.prepare(replace(identity(), intensity=reading), 0)
+    sample = generator.generate([Request({})])[0]
+    assert sample is not None and sample.known.all()
+
+
+def test_seed_decides() -> None:
+    def run(seed: int) -> list[Sample | None]:
+        generator = MeshWarp()
+        generator.prepare(identity(), seed)
+        return generator.generate([Request({12: 3.0}), Request({17: 2.0, 4: 1.0})])
+
+    one, two, other = run(1), run(1), run(2)
+    for a, b in zip(one, two, strict=True):
+        assert a is not None and b is not None
+        assert np.array_equal(a.image, b.image) and a.info == b.info
+    assert one[0] is not None and other[0] is not None
+    assert one[0].info["gain12"] != other[0].info["gain12"]
+    assert one[0].target[AUS.index(12)] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 10}, "generator option size must be at least 64, got 10"),
+        ({"max_yaw_change": 60.0}, "generator option max_yaw_change must lie in 0-45 degrees, got 60"),
+        ({"max_intensity": 6.0}, "generator option max_intensity must lie above 0 and at most 5, got 6"),
+        ({"sources": 0}, "generator option sources must be at least 1, got 0"),
+        ({"gain_spread": -1.0}, "generator option gain_spread must not be negative, got -1"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        MeshWarp(**options)
+    assert str(error.value) == message
+
+
+def test_other_size_is_the_same_picture() -> None:
+    small, large = make({12: 3.0}, size=160).image, make({12: 3.0}, size=240).image
+    assert large.shape == (240, 240, 3)
+    assert np.abs(cv2.resize(large, (160, 160), interpolation=cv2.INTER_AREA).astype(int) - small).mean() < 2.5
+
+
+def test_replay_only_generates_nothing() -> None:
+    generator = ReplayOnly()
+    generator.prepare(identity(), 0)
+    assert generator.generate([Request({12: 3.0}), Request({})]) == [None, None]
