@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +17,16 @@ import lightning as L
 import numpy as np
 import torch
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
-from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import __version__, ui
+from . import __version__, tracking, ui
 from .aus import AUS, COLUMNS
-from .errors import ProfileError
 from .metrics import auc, icc31, mae
 from .model import AUNet, ordinal_loss
+from .weights import SHIPPED, Base, load_base, save_base
 
-SHIPPED = "base"
-
-
-class Base:
-    """A base model with its name, hash and occurrence thresholds. ``net`` is in eval mode; copy it before you change it."""
-
-    def __init__(self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any]) -> None:
-        self.name, self.sha256, self.net, self.thresholds, self.card = name, sha256, net, thresholds, card
-
-    def fresh(self) -> AUNet:
-        """A copy of the network, free to adapt."""
-        net = AUNet(**self.net.config)  # type: ignore[arg-type]
-        net.load_state_dict(self.net.state_dict())
-        return net.eval()
-
-
-def load_base(name: str = SHIPPED) -> Base:
-    """The shipped base model, or one at a path (NAME.safetensors with NAME.json beside it). Raises ProfileError in one line."""
-    try:
-        if name == SHIPPED:
-            folder = resources.files("personalize").joinpath("assets")
-            blob = folder.joinpath("base.safetensors").read_bytes()
-            card = json.loads(folder.joinpath("base.json").read_text())
-        else:
-            path = Path(name).with_suffix(".safetensors")
-            if not path.is_file():
-                raise ProfileError(f"no base model at {path}: give 'base', or the path that 'personalize base fit --output' wrote.")
-            blob, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-        tensors = load(blob)
-        if card["aus"] != list(AUS):
-            raise ProfileError(f"base model '{name}' reads other AUs than this version of personalize: train it anew.")
-        net = AUNet(**card["model"])
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
-    return Base(name, hashlib.sha256(blob).hexdigest(), net.eval(), np.array(card["thresholds"], np.float32), card)
-
-
-def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:
-    """Write NAME.safetensors (float16) and NAME.json, the model card."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in net.state_dict().items()}
-    save_file(tensors, path.with_suffix(".safetensors"))
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+__all__ = ["SHIPPED", "Base", "load_base", "save_base"]
 
 
 class Renders(Dataset[dict[str, Tensor]]):
@@ -100,7 +53,9 @@ class PersonBatches(Sampler[list[int]]):
     A batch's references are read once for all pictures of their person. Each rank takes every world-th batch of the same shuffle.
     """
 
-    def __init__(self, person: np.ndarray, neutral: np.ndarray, total: np.ndarray, people: int, each: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, person: np.ndarray, neutral: np.ndarray, total: np.ndarray, people: int, each: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.people, self.each, self.seed, self.rank, self.world, self.epoch = people, each, seed, rank, world, 0
         self.members = {int(p): np.flatnonzero(person == p) for p in np.unique(person)}
         self.neutrals = {p: m[neutral[m]] for p, m in self.members.items()}
@@ -170,7 +125,9 @@ class BaseModule(L.LightningModule):
     def __init__(self, net: AUNet, lr: float, weight_decay: float, people: int, each: int, ema: float = 0.998) -> None:
         super().__init__()
         self.net, self.lr, self.weight_decay, self.people, self.each = net, lr, weight_decay, people, each
-        self.average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True
+        )
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         batch = augment(batch, self.people, self.each)
@@ -242,14 +199,15 @@ def best_thresholds(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 class _Progress(L.Callback):
     def __init__(self, validation: dict[str, np.ndarray], folder: Path) -> None:
-        self.validation, self.folder, self.start = validation, folder, time.time()
+        # A part of them is enough to watch by; the card reports all.
+        self.validation, self.folder, self.start = {k: v[:400] for k, v in validation.items()}, folder, time.time()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_rank:
             return
         net = module.average.module  # type: ignore[union-attr]
         parts = []
-        for mode, neutral in (("fused", False), ("fused", True), ("crop", False), ("landmarks", False)):
+        for mode, neutral in (("fused", False), ("fused", True)):
             s = scores(read_renders(net, self.validation, mode, neutral), self.validation["target"])
             parts.append(f"{mode}{'+neutral' if neutral else ''} icc {np.nanmean([v['icc'] for v in s.values()]):.3f}")
         left = (time.time() - self.start) / (trainer.current_epoch + 1) * (trainer.max_epochs - trainer.current_epoch - 1)  # type: ignore[operator]
@@ -262,6 +220,7 @@ def fit(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -
     from .synth import dataset
 
     started = time.time()
+    tracking.quiet_lightning()
     L.seed_everything(recipe["seed"], verbose=False)
     folder.mkdir(parents=True, exist_ok=True)
     renders = data_folder or folder / "renders"

@@ -79,7 +79,7 @@ def bench_command(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     clips = list(dict.fromkeys(clip for job in jobs for clip in (job.support, job.query)))
     store = folder / "clips"
-    in_processes(_render, [(clip, store) for clip in clips], [c.path(store).with_suffix(".npz") for c in clips], "Rendering", args, folder)
+    film(clips, store, args)
     skipped = in_processes(measure, jobs, [p for job in jobs for p in job.parts.values()], "Fitting and reading", args, folder)
     left_out = {job.name: why for job, why in zip(jobs, skipped, strict=True) if why}
     for name, why in left_out.items():
@@ -159,6 +159,14 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def film(clips: Sequence[Clip], folder: Path, args: argparse.Namespace) -> None:
+    """Render the clips that are not in the folder yet. Their truth, written last, says that a clip is there."""
+    missing = {clip.path(folder).with_suffix(".npz"): clip for clip in clips}
+    missing = {file: clip for file, clip in missing.items() if not file.is_file()}
+    if missing:
+        in_processes(_render, [(clip, folder) for clip in missing.values()], list(missing), "Rendering clips", args, folder.parent)
+
+
 def _render(job: tuple[Clip, Path]) -> None:
     render(*job)
 
@@ -204,7 +212,7 @@ def track(clip: Clip, folder: Path, recipe: dict[str, Any]) -> tuple[list[Observ
     return observations, align(read_truth(path), [o.frame for o in observations], frames), frames
 
 
-def align(truth: np.ndarray, indices: Sequence[int], frames: int) -> np.ndarray:
+def align(truth: np.ndarray, indices: Sequence[int] | np.ndarray, frames: int) -> np.ndarray:
     """Rows of ``truth`` (T, K) for the frames at ``indices``. Raises RuntimeError where the video does not have T frames."""
     if frames != len(truth):
         raise RuntimeError(f"the clip has {frames} frames, its truth {len(truth)}: they cannot be aligned")
@@ -345,7 +353,8 @@ def in_processes(
     What the workers say goes to ``folder/workers.log``. A job that fails does not stop the others; its exception is raised after them, and
     what is done is found again by the next run.
     """
-    with ui.progress(None, len(files), title) as bar:
+    counter: ui.Progress[Any] = ui.progress(None, len(files), title)
+    with counter as bar:
         if not WORKERS:
             return [_counted(function, job, files, bar) for job in jobs]
         # One thread a process: two that each take both cores are slower than one after the other.
@@ -519,11 +528,11 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
         for rival in ("base", "best_simple"):
             interval = found[rival][kind][metric]["mean"]
             what = f"mean {metric.upper()} ({kind.replace('_', ' ')}) better than {rival.replace('_', ' ')}, interval clear of zero"
-            out.append({"what": what, "figure": str(interval), "met": scoring.improves(interval, metric)})
+            out.append({"what": what, "figure": _shown(interval), "met": scoring.improves(interval, metric)})
     for kind in ("pooled", "per_person"):
         icc = found["base"][kind]["icc"]
         for au in NAMED:
-            out.append({"what": f"{au} gains ICC ({kind.replace('_', ' ')})", "figure": str(icc[au]), "met": bool(icc[au].mean > 0)})
+            out.append({"what": f"{au} gains ICC ({kind.replace('_', ' ')})", "figure": _shown(icc[au]), "met": bool(icc[au].mean > 0)})
         lost = {au: round(icc[au].mean, 3) for au in COLUMNS if au not in NAMED and icc[au].mean < -0.01}
         shown = ", ".join(f"{au} {value:+.3f}" for au, value in lost.items()) or "none loses more"
         out.append({"what": f"others lose at most 0.01 ICC ({kind.replace('_', ' ')})", "figure": shown, "met": not lost})
@@ -593,6 +602,13 @@ def label(method: str) -> str:
     return LABELS.get(method, f"adapted, {method}")
 
 
+def _shown(interval: Interval) -> str:
+    """The interval, or what there is of it: one person has a difference but no interval, nobody has neither."""
+    if math.isnan(interval.mean):
+        return "-"
+    return f"{interval.mean:+.3f}" if math.isnan(interval.low) else str(interval)
+
+
 def show(result: dict[str, Any]) -> None:
     """The tables on stdout."""
     scores, people = result["scores"], result["people"]
@@ -613,7 +629,7 @@ def show(result: dict[str, Any]) -> None:
         base, own = scores[BASE][au], fit[au]
         cells = [au, base["defined"]["icc"] if au != "mean" else len(people), base["per_person"]["icc"], simple["icc"]]
         cells += [scores[NO_GENERATOR][au]["per_person"]["icc"], own["per_person"]["icc"]]
-        cells += [str(found[rival]["per_person"]["icc"][au]) for rival in ("base", "best_simple")]
+        cells += [_shown(found[rival]["per_person"]["icc"][au]) for rival in ("base", "best_simple")]
         rows.append([*cells, base["per_person"]["mae"], simple["mae"], own["per_person"]["mae"]])
     head = ["AU", "people", "ICC base", "simple", "no gen.", "personal", "- base", "- simple", "MAE base", "simple", "personal"]
     simple_names = f"{LABELS[best['icc']]} (ICC), {LABELS[best['mae']]} (MAE)"
@@ -621,12 +637,19 @@ def show(result: dict[str, Any]) -> None:
     rows = []
     for au in NAMED:
         for m in result["methods"]:
-            gain = str(result["differences"][m]["base"]["per_person"]["icc"][au]) if m in result["fits"] else None
+            gain = _shown(result["differences"][m]["base"]["per_person"]["icc"][au]) if m in result["fits"] else None
             rows.append([au, label(m), *row(scores[m][au]), gain])
     columns = ["AU", "", "ICC pooled", "ICC", "PCC pooled", "PCC", "MAE", "F1 pooled", "F1", "AUC", "ICC - base"]
     ui.table("AU06 and AU17 by name", columns, rows)
     rows = [
-        [label(f), g["mean"]["before"], g["mean"]["gated"], str(g["gated"]["change"]), g["mean"]["ungated"], str(g["ungated"]["change"])]
+        [
+            label(f),
+            g["mean"]["before"],
+            g["mean"]["gated"],
+            _shown(g["gated"]["change"]),
+            g["mean"]["ungated"],
+            _shown(g["ungated"]["change"]),
+        ]
         for f, g in result["forgetting"].items()
     ]
     note = "Forgetting: other people's query clips, ICC with this person's weights, without this person's neutral"

@@ -1,7 +1,7 @@
 """``personalize demo``: the main job from end to end, offline, on a synthetic person whose every expression is known exactly.
 
-The person is rendered into two real video files, a calm clip to learn from and a lively one of another day. Then the very functions of ``fit``
-and ``predict`` run on these files, and their readings are compared with the truth.
+The person is rendered into two real video files, a calm clip to learn from and a lively one of another day. Then the very functions of
+``fit`` and ``predict`` run on these files, and their readings are compared with the truth.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from . import registry, scoring, ui
 from .aus import COLUMNS, NAMES, parse_au
-from .bench import align, in_processes
+from .bench import align, film
 from .errors import ConfigError
-from .synth.clips import Clip, read_truth, render
+from .synth.clips import Clip, read_truth
 
 NAME = "demo"
 MOVES = 1.0
@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     support, query = clips_of(args.seed)
     ui.info("1/4 filming a person nobody has seen: 12 s to learn from, 10 s of another day to be read")
     store = folder / "clips"
-    files = [clip.path(store).with_suffix(".npz") for clip in (support, query)]
-    in_processes(_render, [(support, store), (query, store)], files, "Rendering two clips", args, folder)
+    film((support, query), store, args)
     ui.info("2/4 personalize fit: learning the person from the first clip")
     run_dir = next_version(folder / "runs", NAME)
     engine.fit(open_media(support.path(store)), recipe, run_dir, NAME)
@@ -94,10 +93,6 @@ def clips_of(seed: int) -> tuple[Clip, Clip]:
     )
 
 
-def _render(job: tuple[Clip, Path]) -> None:
-    render(*job)
-
-
 def readings_of(rows: Sequence[Any], person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(frame numbers (N,), base (N, K), personal (N, K)) of one person from the rows of :class:`personalize.predict.Table`."""
     mine = [
@@ -113,8 +108,10 @@ def moving(truth: np.ndarray) -> list[str]:
 
 
 def table_rows(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray) -> list[list[Any]]:
-    """Rows of the table: AU, name, largest true intensity, ICC and MAE of base and person. Then the means over AUs that move, and the error in
-    the others, which stay near zero (their ICC says nothing). before, after: of :func:`scoring.evaluate`."""
+    """Rows of the table: AU, name, largest true intensity, ICC and MAE of base and person; before, after: of :func:`scoring.evaluate`.
+
+    Then the means over the AUs that move, and the error in the others, which stay near rest: their ICC says nothing.
+    """
 
     def values(au: str) -> list[float]:
         return [s[au]["pooled"][m] for m in ("icc", "mae") for s in (before, after)]
@@ -145,7 +142,7 @@ def show(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray, note:
 
 
 def telling_frames(truth: np.ndarray, count: int = 4) -> list[int]:
-    """``count`` rows of ``truth`` (T, K), in order, that show much and different things: each next one adds most to what the others show."""
+    """``count`` rows of ``truth`` (T, K), in order, that show much and differ: each next one adds most to what the others show."""
     moved = [COLUMNS.index(au) for au in moving(truth)] or list(range(len(COLUMNS)))
     seen = np.zeros(len(moved))
     chosen: list[int] = []

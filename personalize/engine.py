@@ -11,11 +11,9 @@ import argparse
 import datetime
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +125,7 @@ def fit(
     A run that was killed is continued when called again with the same arguments. Raises InputError where the clip cannot be used.
     """
     started = time.time()
-    _quiet_lightning()
+    tracking.quiet_lightning()
     L.seed_everything(recipe["seed"], verbose=False)
     base = load_base(recipe["base"])
     work = run_dir / "work"
@@ -577,13 +575,6 @@ def _choose_strategy(flags: dict[str, Any]) -> None:
         flags["strategy"] = "ddp_find_unused_parameters_true"
 
 
-def _quiet_lightning() -> None:
-    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning|torch\.utils\.data|torch\.distributed")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
-
 def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
     names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
     names += [("regularizers", n) for n in recipe["regularizers"]]
@@ -676,7 +667,7 @@ def _say(result: FitResult) -> None:
 
 def _join(run_dir: Path) -> int:
     """A worker rank of a distributed fit: waits for each round's samples and trains along."""
-    _quiet_lightning()
+    tracking.quiet_lightning()
     work = run_dir / "work"
     saved = json.loads((work / "arguments.json").read_text())
     recipe = load_recipe(str(work / "recipe.yaml"), [])

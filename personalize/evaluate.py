@@ -38,10 +38,15 @@ def person_rows(table: Table, person: int) -> tuple[np.ndarray, np.ndarray, list
             chosen[frame] = row if mine else (row[0], row[1], None, None)
     rows = [chosen[frame] for frame in sorted(chosen)]
     blank = np.full(len(AUS), np.nan, np.float32)
-    base = np.stack([blank if r[2] is None else np.round(r[2], 3) for r in rows])
+    base = _as_written(np.stack([blank if r[2] is None else r[2] for r in rows]))
     known = any(r[3] is not None for r in rows)
-    personal = np.stack([blank if r[3] is None else np.round(r[3], 3) for r in rows]) if known else None
+    personal = _as_written(np.stack([blank if r[3] is None else r[3] for r in rows])) if known else None
     return np.array([r[1][0] for r in rows], int), np.array([r[1][2] for r in rows]), [r[0] for r in rows], base, personal
+
+
+def _as_written(values: np.ndarray) -> np.ndarray:
+    """Float32 readings as the decimals that the CSV holds: rounded as there, then once more, as float32 has no 0.1."""
+    return np.asarray(np.round(np.round(values, 3).astype(np.float64), 3))
 
 
 def compare(
@@ -75,7 +80,7 @@ def compare(
             continue
         entry: dict[str, Any] = {"labels": "occurrence" if occurrence[k] else "intensity"}
         for model, (values, limit) in models.items():
-            found = scores(values[on, k], target[on, k], float(np.round(limit[k], 3)), bool(occurrence[k]), present_at)
+            found = scores(values[on, k], target[on, k], float(_as_written(limit[k : k + 1])[0]), bool(occurrence[k]), present_at)
             entry |= {"frames": int(found["n"]), "present": int(found["present"]), model: {m: found[m] for m in SHOWN}}
         if personal is not None:
             entry["difference"] = {m: entry["personal"][m] - entry["base"][m] for m in SHOWN}
@@ -141,10 +146,11 @@ def evaluate(
 
 def _print(found: dict[str, Any]) -> None:
     count = found["frames"]
-    unit = "frames"
+    graded = any(entry["labels"] == "intensity" for entry in found["aus"].values())
+    limit = f"; labels from {found['present_at']:g} count as present" if graded else ""
     print(
-        f"{found['input']}: {count['read']} {unit}, {count['with_face']} with the face, {count['labelled']} labelled, "
-        f"{count['compared']} compared; labels from {found['present_at']:g} count as present."
+        f"{found['input']}: {count['read']} frames, {count['with_face']} with the face, {count['labelled']} labelled, "
+        f"{count['compared']} compared{limit}."
     )
     personal = found["profile"] is not None
     models = {"base": "base", "personal": found["profile"], "difference": "difference"} if personal else {"base": "base"}
@@ -153,7 +159,7 @@ def _print(found: dict[str, Any]) -> None:
         for i, (model, title) in enumerate(models.items()):
             values = entry[model]
             cells = [_signed(values[m]) if model == "difference" else values[m] for m in SHOWN]
-            counts = (None, None) if i or name == "mean" else (entry["frames"], entry["present"])
+            counts = (None, None) if model == "difference" or name == "mean" else (entry["frames"], entry["present"])
             rows.append([name if i == 0 else "", *([title] if personal else []), *counts, *cells])
     ui.table(None, ["AU", *(["model"] if personal else []), "frames", "present", *SHOWN.values()], rows)
     reasons: dict[str, list[str]] = {}

@@ -13,13 +13,13 @@ import numpy as np
 
 from . import registry, ui
 from .aus import AUS, COLUMNS
-from .base import SHIPPED, load_base
 from .errors import InputError
 from .faces import Observation
 from .profile import Profile, read_manifest
 from .reader import Reader
 from .tracks import Prefetch, Survey, observe
 from .video import Frame, Media, VideoWriter, open_media
+from .weights import SHIPPED, load_base
 
 BATCH = 24
 """Faces read at once. More gains little and delays the overlay."""
@@ -136,7 +136,8 @@ def predict(
         stream = observe(media, tracker, survey=survey)
         if writer is None:
             stream = _without_pictures(stream)
-        with Prefetch(stream, depth=depth) as ahead, ui.progress(None, media.length, f"Reading {media.name}") as bar:
+        bar: ui.Progress[None] = ui.progress(None, media.length, f"Reading {media.name}")
+        with Prefetch(stream, depth=depth) as ahead, bar:
             for run in batches(ahead, depth):
                 faces = [o for _, seen in run for o in seen]
                 reading = reader.read(faces)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .aus import AUS, MAX_INTENSITY
-from .base import Base
 from .faces import Observation
 from .model import POINTS, AUNet
 from .profile import Profile
+from .weights import Base
 
 
 @dataclass
@@ -80,7 +80,9 @@ def _intensity(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict
     has_neutral = None
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
-    return np.asarray(net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, has_neutral))["intensity"].cpu().numpy())
+    return np.asarray(
+        net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, has_neutral))["intensity"].cpu().numpy()
+    )
 
 
 def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:

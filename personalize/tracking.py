@@ -162,3 +162,11 @@ def _warn(text: str) -> None:
     from .ui import warn
 
     warn(text)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's hints about hardware, workers and other products off the user's terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning|torch\.utils\.data|torch\.distributed")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

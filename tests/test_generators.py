@@ -170,7 +170,7 @@ def test_no_change_gives_the_frame_itself() -> None:
 
 def test_flow_of_an_unmoved_mesh_is_none() -> None:
     points = view_points()
-    flow = mesh_warp._Flow(points, points, points, [False, False], 160)
+    flow = mesh_warp._Flow(points, points, points, [False, False], 160, np.zeros(2))
     y, x = np.mgrid[:160, :160]
     assert np.abs(flow.map_x - x).max() < 1e-4 and np.abs(flow.map_y - y).max() < 1e-4
 

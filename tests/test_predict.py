@@ -1,4 +1,4 @@
-"""``predict`` end to end, as a user runs it, on rendered people: the table's contract, its numbers, the overlay, and the clips that phones make."""
+"""``predict`` end to end, as a user runs it, on rendered people: the table's contract, its numbers, the overlay, phones' clips."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import FPS, Clip, Said, on_canvas, write_clip
 
 from personalize import predict
 from personalize.aus import AUS
-from personalize.base import load_base
 from personalize.faces import Observation
 from personalize.profile import Profile
 from personalize.video import Frame
-
-from conftest import FPS, Clip, Said, on_canvas, write_clip
+from personalize.weights import load_base
 
 Run = Callable[..., Said]
 
-AU_NAMES = "AU01 AU02 AU04 AU05 AU06 AU07 AU09 AU10 AU12 AU14 AU15 AU16 AU17 AU18 AU20 AU22 AU23 AU24 AU25 AU26 AU28 AU43".split()
-HEAD = "frame face_id timestamp confidence success pose_Rx pose_Ry pose_Rz".split()
+HEAD = ["frame", "face_id", "timestamp", "confidence", "success", "pose_Rx", "pose_Ry", "pose_Rz"]
+AU_NAMES = [f"AU{n:02d}" for n in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 20, 22, 23, 24, 25, 26, 28, 43)]
 HEADER = HEAD + [f"{a}_r" for a in AU_NAMES] + [f"{a}_c" for a in AU_NAMES]
 
 
@@ -258,7 +257,12 @@ def save_profile(folder: Path, offset: float, **changes: Any) -> Path:
     """A profile that only adds: the person's reading is the base's and ``offset``, trusted up to 0.2."""
     base, k = load_base(), len(AUS)
     given = {"base_name": base.name, "base_sha256": base.sha256} | changes
-    per_au = {"gate": np.full(k, 0.5), "trust": np.full(k, 0.2), "offsets": np.full(k, offset), "thresholds": np.full(k, 1.25)}
+    per_au: dict[str, Any] = {
+        "gate": np.full(k, 0.5),
+        "trust": np.full(k, 0.2),
+        "offsets": np.full(k, offset),
+        "thresholds": np.full(k, 1.25),
+    }
     return Profile(name="her", **given, **per_au).save(folder)
 
 
@@ -267,7 +271,9 @@ def test_profile_is_of_one_person(pair: Path, tmp_path: Path, command: Run, offs
     """gate * clip(offset, trust) on one person's rows and thresholds, nothing on the other's."""
     save_profile(tmp_path / "her", offset)
     assert command("predict", "--input", pair, "--output", tmp_path / "base.csv").code == 0
-    said = command("predict", "--input", pair, "--profile", tmp_path / "her", "--output", tmp_path / "own.csv", "--overlay", tmp_path / "o.mp4")
+    said = command(
+        "predict", "--input", pair, "--profile", tmp_path / "her", "--output", tmp_path / "own.csv", "--overlay", tmp_path / "o.mp4"
+    )
     assert said.code == 0
     person = said.warnings[0].split("took face ")[1][0]
     before, after = rows_of(tmp_path / "base.csv"), rows_of(tmp_path / "own.csv")

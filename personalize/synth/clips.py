@@ -99,7 +99,7 @@ class Camera:
 
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One frame through the camera. image: (H, W, 3) uint8 RGB; rng: of the noise's grain only."""
-        out = image.astype(np.float32)
+        out: np.ndarray = image.astype(np.float32)
         height, width = image.shape[:2]
         if self.blur:
             out = cv2.GaussianBlur(out, (0, 0), self.blur)

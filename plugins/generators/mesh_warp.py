@@ -458,12 +458,28 @@ class MeshWarp(Generator):
         rigid = pivot @ (turned - source.rotation).T * source.scale
         target, still = source.points + there + rigid, source.points + rigid
         closing = [aperture(after, s) < aperture(before, s) for s in (0, 1)]
-        flow = _Flow(source.points, target, still, closing, self.size)
-        image = flow.warp(source.image)
+        shut = np.clip(strength[:, _AU43] / MAX_INTENSITY, 0, 1)
+        flow = _Flow(source.points, target, still, closing, self.size, shut)
+        image = self._lash_line(flow.warp(source.image), target, shut)
         image = self._fill_mouth(image, source, flow, target, rigid)
         if self.shading:
             image = self._shade(image, source, flow, strength, before, after, turned)
         return image
+
+    @staticmethod
+    def _lash_line(image: np.ndarray, target: np.ndarray, shut: np.ndarray) -> np.ndarray:
+        """Where lids meet the lashes make a soft dark line."""
+        fine, mask = 4, None
+        for side in (0, 1):
+            if shut[side] > 0.5:
+                upper, _, (outer, inner) = _LIDS[side]
+                mask = np.zeros((image.shape[0] * fine, image.shape[1] * fine), np.uint8) if mask is None else mask
+                line = np.round((target[[outer, *upper, inner], :2] * fine + (fine - 1) / 2) * 16).astype(np.int32)
+                cv2.polylines(mask, [line], False, int(255 * (2 * shut[side] - 1)), 2 * fine - 2, cv2.LINE_AA, 4)
+        if mask is None:
+            return image
+        soft = cv2.GaussianBlur(cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_AREA), (0, 0), 0.5)
+        return np.asarray(np.round(image * (1 - 0.45 * (soft.astype(np.float32) / 255))[..., None]), np.uint8)
 
     @staticmethod
     def _turn(source: _Source, turn: tuple[float, float]) -> np.ndarray:
@@ -584,10 +600,10 @@ class _Flow:
     """Where each pixel of the target comes from: the mesh in its new place, rasterised back to front, and rings around it that fade out.
 
     source, target: (478, 3) view pixels before and after. still: the source's points with the head's turn alone. closing: whether the left,
-    right eye closes. size: side of the picture.
+    right eye closes. size: side of the picture. shut: (2,) 0-1, how far each eye is asked to close.
     """
 
-    def __init__(self, source: np.ndarray, target: np.ndarray, still: np.ndarray, closing: list[bool], size: int) -> None:
+    def __init__(self, source: np.ndarray, target: np.ndarray, still: np.ndarray, closing: list[bool], size: int, shut: np.ndarray) -> None:
         mesh = load_mesh()
         self.size = size
         centre = source[_OVAL, :2].mean(0)
@@ -599,6 +615,14 @@ class _Flow:
             pieces_target.append(place + follow * rigid + np.where(_UPPER_OVAL, follow_above, follow) * own)
         self.target = np.concatenate(pieces_target).astype(np.float32)
         origin = np.concatenate(pieces_source).astype(np.float32)
+        for side in (0, 1):
+            # The tracker's margins lie a little inside the opening: skin that closes an eye must not drag its white along.
+            upper, lower, (outer, inner) = _LIDS[side]
+            inset = 0.045 * float(np.linalg.norm(source[outer, :2] - source[inner, :2])) * min(2 * float(shut[side]), 1.0)
+            across = source[lower, :2] - source[upper, :2]
+            across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1.0)
+            origin[upper] -= inset * across
+            origin[lower] += inset * across
         faces, groups = (
             np.concatenate([mesh.faces, _ring_faces()]),
             np.concatenate([mesh.groups, np.full(len(_ring_faces()), AROUND, np.uint8)]),
@@ -623,8 +647,8 @@ class _Flow:
         inverse = 1.0 / area[self.face]
         wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) * inverse
         wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) * inverse
-        # pixels on a border may lie a little outside their triangle: keep them from far extrapolation in slivers
-        self.weights = np.stack([1 - wb - wc, wb, wc], 1).clip(-0.5, 1.5)
+        # pixels on a border may lie a little outside their triangle: no extrapolation, which slivers would carry far
+        self.weights = np.stack([1 - wb - wc, wb, wc], 1).clip(0, 1)
         self.weights /= self.weights.sum(1, keepdims=True)
         self.index = index
         shift = origin[index] - self.target[index]

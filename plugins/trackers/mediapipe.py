@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import hashlib
 import os
+import signal
 import sys
 import threading
 import urllib.request
@@ -34,6 +35,12 @@ def _close_all() -> None:
     # MediaPipe's own __del__ prints a traceback when the interpreter has gone before the graph
     for tracker in list(_OPEN):
         tracker.close()
+
+
+def _ignore_profiling_timers() -> None:
+    """MediaPipe's threads start profiling timers but install no handler: the first tick would end the process. Keep a profiler's own."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL:
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
 
 
 class MediaPipeTracker(Tracker):
@@ -72,6 +79,7 @@ class MediaPipeTracker(Tracker):
         self._clock = -1
         self._lock = threading.Lock()
         _OPEN.add(self)
+        _ignore_profiling_timers()
 
     def detect(self, frame: np.ndarray, timestamp: float, still: bool) -> list[Face]:
         """Faces in one frame; see :class:`personalize.faces.Tracker`. Safe to call from several threads, one at a time runs."""

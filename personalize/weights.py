@@ -1,0 +1,65 @@
+"""A base model's weights: loading the one that ships, or another, and writing one.
+
+Apart from :mod:`personalize.base`, which trains them: reading a clip must not wait for the training libraries, seconds to import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load, save_file
+
+from . import ui
+from .aus import AUS
+from .errors import ProfileError
+from .model import AUNet
+
+SHIPPED = "base"
+
+
+class Base:
+    """A base model with its name, hash and occurrence thresholds. ``net`` is in eval mode; copy it before you change it."""
+
+    def __init__(self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any]) -> None:
+        self.name, self.sha256, self.net, self.thresholds, self.card = name, sha256, net, thresholds, card
+
+    def fresh(self) -> AUNet:
+        """A copy of the network, free to adapt."""
+        net = AUNet(**self.net.config)  # type: ignore[arg-type]
+        net.load_state_dict(self.net.state_dict())
+        return net.eval()
+
+
+def load_base(name: str = SHIPPED) -> Base:
+    """The shipped base model, or one at a path (NAME.safetensors with NAME.json beside it). Raises ProfileError in one line."""
+    try:
+        if name == SHIPPED:
+            folder = resources.files("personalize").joinpath("assets")
+            blob = folder.joinpath("base.safetensors").read_bytes()
+            card = json.loads(folder.joinpath("base.json").read_text())
+        else:
+            path = Path(name).with_suffix(".safetensors")
+            if not path.is_file():
+                raise ProfileError(f"no base model at {path}: give 'base', or the path that 'personalize base fit --output' wrote.")
+            blob, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        tensors = load(blob)
+        if card["aus"] != list(AUS):
+            raise ProfileError(f"base model '{name}' reads other AUs than this version of personalize: train it anew.")
+        net = AUNet(**card["model"])
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
+    return Base(name, hashlib.sha256(blob).hexdigest(), net.eval(), np.array(card["thresholds"], np.float32), card)
+
+
+def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:
+    """Write NAME.safetensors (float16) and NAME.json, the model card."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in net.state_dict().items()}
+    save_file(tensors, path.with_suffix(".safetensors"))
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
