@@ -427,11 +427,11 @@ class Session:
             },
             "neutral": {
                 "confidence": round(float(self.confidence), 2),
-                "frames": [] if self.identity.neutral is None else [round(times[int(i)], 2) for i in self.identity.neutral.indices[:10]],
+                "seconds": ", ".join(f"{times[int(i)]:.2f}" for i in self.identity.neutral.indices[:8]) if self.identity.neutral else "none found",
             },
             "coverage": self._coverage(coverage),
             "aus": [
-                {"au": c, "gate": round(float(opened[k]), 3), "evidence": round(_finite(evidence[c]["gain"]), 3), "trust": float(trust[k]), "threshold": round(float(thresholds[k]), 2)}
+                {"au": c, "gate": round(float(opened[k]), 3), "evidence": None if np.isnan(evidence[c]["gain"]) else round(evidence[c]["gain"], 3), "trust": float(trust[k]), "threshold": round(float(thresholds[k]), 2)}
                 for k, c in enumerate(COLUMNS)
             ],
             "traces": {
@@ -508,10 +508,6 @@ class Session:
             "aus": {c: {"frames": int((self.identity.intensity[:, k] >= 2).sum()), "max": round(float(high[k]), 2)} for k, c in enumerate(COLUMNS)},
             "lacks": [f"never seen in the clip: {', '.join(rare)}"] if rare else [],
         }
-
-
-def _finite(x: float) -> float:
-    return 0.0 if np.isnan(x) else x
 
 
 def _jsonable(x: Any) -> Any:

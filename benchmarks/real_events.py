@@ -1,0 +1,76 @@
+"""Coarse events on real clips: does the trace of an AU rise where somebody saw it, and stay down where not? Before and after a fit.
+
+    python benchmarks/real_events.py CLIPS_FOLDER [--fit] [--seeds 0,1,2] [key=value ...]
+
+CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states: frame-level AUC inside the
+clip of the intensity, by the base, by its branches, and (--fit) by the model fitted to that very clip. Sanity checks made by eye, not FACS
+codes; nothing is trained or tuned on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from personalize import engine, registry, ui
+from personalize.aus import AUS, COLUMNS
+from personalize.config import load_recipe
+from personalize.labels import read_labels
+from personalize.metrics import auc
+from personalize.reader import Reader
+from personalize.tracks import Survey, observe
+from personalize.video import open_media
+from personalize.weights import load_base
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--base", default="base")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    base = load_base(args.base)
+    tracker = registry.create("trackers", "mediapipe", {})
+    rows, result = [], {}
+    for name in sorted({line.split(",")[0] for line in (args.folder / "events.csv").read_text().splitlines()[1:]}):
+        media = open_media(args.folder / name)
+        survey = Survey()
+        seen = [o for _, found in observe(media, tracker, survey=survey) for o in found]
+        who = survey.identity()
+        seen = [o for o in seen if o.face_id == who]
+        labels = read_labels(args.folder / "events.csv", clip=name)
+        times = np.array([o.timestamp for o in seen])
+        target, known = labels.align(np.array([o.frame for o in seen]), times, [])
+        readers = {"base": Reader(base)}
+        if args.fit:
+            for seed in args.seeds.split(","):
+                with tempfile.TemporaryDirectory() as folder:
+                    recipe = load_recipe("default", [f"seed={seed}", "tracking.wandb='off'", f"base={args.base}", *args.overrides])
+                    fitted = engine.fit(media, recipe, Path(folder) / "runs" / "clip" / "v1", "clip")
+                    readers[f"fit{seed}"] = Reader(base, fitted.profile)
+        readings = {key: np.concatenate([r.read(seen[i : i + 32]).best for i in range(0, len(seen), 32)]) for key, r in readers.items()}
+        for k in range(len(AUS)):
+            truth = target[known[:, k], k] >= 1
+            if truth.any() and not truth.all():
+                figures = {key: auc(values[known[:, k], k], truth) for key, values in readings.items()}
+                gates = {key: float(r.profile.gate[k]) for key, r in readers.items() if r.profile is not None}
+                result[f"{name} {COLUMNS[k]}"] = {**figures, **{f"gate_{key}": g for key, g in gates.items()}}
+                rows.append([name, COLUMNS[k], int(truth.sum()), int((~truth).sum()), *figures.values(), *gates.values()])
+    tracker.close()
+    columns = ["clip", "AU", "frames on", "frames off", *readings, *(f"gate {key}" for key in readers if key != "base")]
+    ui.table("AUC inside the clip", columns, rows)
+    means = {key: float(np.mean([r[key] for r in result.values()])) for key in readings}
+    print("mean", {k: round(v, 4) for k, v in means.items()})
+    if args.json:
+        args.json.write_text(json.dumps({"events": result, "mean": means}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
