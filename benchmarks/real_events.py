@@ -2,9 +2,9 @@
 
     python benchmarks/real_events.py CLIPS_FOLDER [--fit] [--seeds 0,1,2] [key=value ...]
 
-CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states: frame-level AUC inside the
-clip of the intensity, by the base, by its branches, and (--fit) by the model fitted to that very clip. Sanity checks made by eye, not FACS
-codes; nothing is trained or tuned on them.
+CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states: frame-level AUC inside
+the clip of the intensity, by the base, by its branches, and (--fit) by the model fitted to that very clip. Sanity checks made by eye, not
+FACS codes; nothing is trained or tuned on them.
 """
 
 from __future__ import annotations

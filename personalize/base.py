@@ -7,9 +7,8 @@ trains :class:`~personalize.model.AUNet` with and without the person's neutral.
 from __future__ import annotations
 
 import argparse
-import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
 class Renders(Dataset[dict[str, Tensor]]):
     """Tracked renders in memory. ``__getitems__`` answers a whole batch at once: crops of 112 pixels need no worker processes."""
 
-    def __init__(self, data: dict[str, np.ndarray]) -> None:
-        self.data = data
+    def __init__(self, data: dict[str, np.ndarray], pictures: bool = True) -> None:
+        self.data, self.pictures = data, pictures
 
     def __len__(self) -> int:
         return len(self.data["crop"])
@@ -41,9 +40,10 @@ class Renders(Dataset[dict[str, Tensor]]):
     def __getitems__(self, index: list[int]) -> dict[str, Tensor]:
         d = self.data
         return {
-            "crop": torch.from_numpy(d["crop"][index]).permute(0, 3, 1, 2).contiguous(),
+            **({"crop": torch.from_numpy(d["crop"][index]).permute(0, 3, 1, 2).contiguous()} if self.pictures else {}),
             "landmarks": torch.from_numpy(d["landmarks"][index].astype(np.float32)),
             "target": torch.from_numpy(d["target"][index].astype(np.float32)),
+            "index": torch.tensor(index),
         }
 
 
@@ -84,12 +84,13 @@ class PersonBatches(Sampler[list[int]]):
 
 
 def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[str, Tensor]:
-    """What users' clips do to crops and landmarks, drawn anew each time: misalignment, light, grey, hidden parts; noisy points.
+    """What users' clips do to crops and landmarks, drawn anew each time; see :func:`augment_crops` and :func:`augment_landmarks`."""
+    return {**batch, "crop": augment_crops(batch["crop"]), "landmarks": augment_landmarks(batch["landmarks"], people, each)}
 
-    people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
-    person in a way of their own; 0: one known person, who is not to be stretched.
-    """
-    crop, landmarks = batch["crop"].float(), batch["landmarks"]
+
+def augment_crops(crop: Tensor) -> Tensor:
+    """(B, 3, 112, 112), 0-255: misaligned, in another light, now and then grey or with something in front."""
+    crop = crop.float()
     n, device = len(crop), crop.device
 
     def normal(*shape: int) -> Tensor:
@@ -107,6 +108,20 @@ def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[st
         h, w = int(torch.randint(14, 48, ())), int(torch.randint(14, 48, ()))
         y, x = int(torch.randint(0, 112 - h, ())), int(torch.randint(0, 112 - w, ()))
         crop[i, :, y : y + h, x : x + w] = 255 * torch.rand(3, 1, 1, device=device)
+    return crop.clamp(0, 255)
+
+
+def augment_landmarks(landmarks: Tensor, people: int = 0, each: int = 0) -> Tensor:
+    """(B, 478, 3): stretched, turned, shifted, and noisy.
+
+    people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
+    person in a way of their own; 0: one known person, who is not to be stretched.
+    """
+    n, device = len(landmarks), landmarks.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device)
+
     if people:
         stretch = 1 + 0.05 * normal(people, 1, 3)
         landmarks = landmarks * torch.cat([stretch, stretch.repeat_interleave(each, 0)])
@@ -115,8 +130,7 @@ def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[st
     skew = torch.stack([zero, -turn[:, 2], turn[:, 1], turn[:, 2], zero, -turn[:, 0], -turn[:, 1], turn[:, 0], zero], 1).view(n, 3, 3)
     landmarks = landmarks + torch.einsum("bij,bnj->bni", skew, landmarks)
     tremble = 0.003 * torch.randn_like(landmarks) * torch.tensor([1, 1, 2.0], device=device)
-    landmarks = landmarks * (1 + 0.01 * normal(n, 1, 1)) + 0.006 * normal(n, 1, 3) + tremble
-    return {**batch, "crop": crop.clamp(0, 255), "landmarks": landmarks}
+    return landmarks * (1 + 0.01 * normal(n, 1, 1)) + 0.006 * normal(n, 1, 3) + tremble
 
 
 class BaseModule(L.LightningModule):
@@ -130,9 +144,9 @@ class BaseModule(L.LightningModule):
         )
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        batch = augment(batch, self.people, self.each)
-        n, people = len(batch["crop"]), self.people
-        look = self.net.crop_features(batch["crop"])
+        look = self.look(batch)
+        batch["landmarks"] = augment_landmarks(batch["landmarks"], self.people, self.each)
+        n, people = len(look), self.people
         own = torch.cat([torch.arange(people), torch.arange(people).repeat_interleave(self.each)]).to(look.device)
         has_neutral = torch.rand(n, device=look.device) < 0.55
         has_neutral[:people] = False
@@ -144,12 +158,17 @@ class BaseModule(L.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
+    def look(self, batch: dict[str, Tensor]) -> Tensor:
+        """The crop branch's features of a batch."""
+        return self.net.crop_features(augment_crops(batch["crop"]))
+
     def on_train_batch_end(self, *_: Any) -> None:
         self.average.update_parameters(self.net)
 
     def configure_optimizers(self) -> Any:
-        decay = [p for p in self.net.parameters() if p.ndim > 1]
-        rest = [p for p in self.net.parameters() if p.ndim <= 1]
+        moving = [p for p in self.net.parameters() if p.requires_grad]
+        decay = [p for p in moving if p.ndim > 1]
+        rest = [p for p in moving if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -157,8 +176,48 @@ class BaseModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class TopModule(BaseModule):
+    """Second stage: the backbone rests, its maps of a few augmented views are computed once, and all else trains on for many passes.
+
+    The landmark branch and the fusion want far more passes over the data than the backbone can have on a CPU. maps: the two maps of each
+    view, (views, N, ...) float16.
+    """
+
+    def __init__(self, net: AUNet, maps: tuple[Tensor, Tensor], lr: float, weight_decay: float, people: int, each: int) -> None:
+        super().__init__(net, lr, weight_decay, people, each, ema=0.999)
+        net.backbone.requires_grad_(False)
+        self.maps = maps
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.net.backbone.eval()
+
+    def look(self, batch: dict[str, Tensor]) -> Tensor:
+        """The crop branch's features of a batch, from a random one of the views."""
+        view = torch.randint(len(self.maps[0]), (len(batch["index"]),))
+        middle, last = (m[view, batch["index"]].float().to(self.device) for m in self.maps)
+        return self.net.project((middle, last))
+
+
 @torch.no_grad()
-def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", with_neutral: bool = False, batch: int = 256) -> np.ndarray:
+def views_of(net: AUNet, data: dict[str, np.ndarray], views: int, batch: int = 32) -> tuple[Tensor, Tensor]:
+    """The backbone's maps of ``views`` augmented views of each crop, float16: (views, N, C, 7, 7), and (views, N, C', 1, 1) averaged."""
+    net.eval()
+    middles, lasts = [], []
+    n = len(data["crop"])
+    with ui.progress(None, views * n, "Views for the second stage") as bar:
+        for _ in range(views):
+            for start in range(0, n, batch):
+                crop = torch.from_numpy(data["crop"][start : start + batch]).permute(0, 3, 1, 2)
+                middle, last = net.maps(augment_crops(crop))
+                middles.append(middle.half())
+                lasts.append(last.mean((2, 3), keepdim=True).half())
+                bar.advance(len(crop))
+    middle, last = torch.cat(middles), torch.cat(lasts)
+    return middle.view(views, n, *middle.shape[1:]), last.view(views, n, *last.shape[1:])
+
+
+@torch.no_grad()
+def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", with_neutral: bool = False, batch: int = 32) -> np.ndarray:
     """(N, K) intensities of tracked renders. mode: 'fused', 'crop' or 'landmarks' (the other branch switched off); with_neutral: each
     person's first neutral picture is given."""
     net.eval()
@@ -206,6 +265,8 @@ class _Progress(L.Callback):
         if trainer.global_rank:
             return
         net = module.average.module  # type: ignore[union-attr]
+        if trainer.current_epoch % max(trainer.max_epochs // 6, 1):  # type: ignore[operator]
+            return
         parts = []
         for mode, neutral in (("fused", False), ("fused", True)):
             s = scores(read_renders(net, self.validation, mode, neutral), self.validation["target"])
@@ -213,6 +274,19 @@ class _Progress(L.Callback):
         left = (time.time() - self.start) / (trainer.current_epoch + 1) * (trainer.max_epochs - trainer.current_epoch - 1)  # type: ignore[operator]
         ui.info(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}; {left / 60:.0f} min left")
         torch.save(net.state_dict(), self.folder / "average.pt")
+
+
+def second_stage(
+    net: AUNet, train: dict[str, np.ndarray], recipe: dict[str, Any], run: Callable[[BaseModule, int, int, bool], AUNet]
+) -> AUNet:
+    """Train all but the backbone on; see :class:`TopModule`."""
+    optim, top = recipe["optim"], recipe["top"]
+    if top["epochs"] == 0:
+        return net
+    maps = views_of(net, train, top["views"])
+    fresh = AUNet(**net.config)  # type: ignore[arg-type]
+    fresh.load_state_dict(net.state_dict())
+    return run(TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"]), top["people"], top["epochs"], False)
 
 
 def fit(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -> Path:
@@ -239,17 +313,21 @@ def fit(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -
     shift = points[rows] - np.stack([own_mean[int(p)] for p in train["person"][rows]])
     net.shift_std.copy_(torch.from_numpy(shift.std(0).clip(0.004) + 0.004))
     optim = recipe["optim"]
-    sampler = functools.partial(PersonBatches, train["person"], train["neutral"], train["target"].astype(np.float32).sum(1))
-    batches = sampler(optim["people"], optim["each"], recipe["seed"])
-    loader = DataLoader(Renders(train), batch_sampler=batches, collate_fn=lambda b: b)
-    module = BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"])
-    trainer = L.Trainer(
-        max_epochs=optim["epochs"], logger=False, enable_checkpointing=False, enable_model_summary=False, gradient_clip_val=2.0,
-        use_distributed_sampler=False, callbacks=[_Progress(validation, folder)], **recipe["trainer"],
-    )  # fmt: skip
-    trainer.fit(module, loader)
-    best: AUNet = module.average.module  # type: ignore[assignment]
-    best.eval()
+
+    def run(module: BaseModule, people: int, epochs: int, pictures: bool) -> AUNet:
+        total = train["target"].astype(np.float32).sum(1)
+        batches = PersonBatches(train["person"], train["neutral"], total, people, optim["each"], recipe["seed"])
+        loader = DataLoader(Renders(train, pictures), batch_sampler=batches, collate_fn=lambda b: b)
+        trainer = L.Trainer(
+            max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[_Progress(validation, folder)], **recipe["trainer"],
+        )  # fmt: skip
+        trainer.fit(module, loader)
+        averaged: AUNet = module.average.module  # type: ignore[assignment]
+        return averaged.eval()
+
+    best = run(BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"]), optim["people"], optim["epochs"], True)
+    best = second_stage(best, train, recipe, run)
     path = folder / "base"
     thresholds = best_thresholds(read_renders(best, validation), validation["target"].astype(np.float32))
     card: dict[str, Any] = {

@@ -31,7 +31,10 @@ from .identity import Identity
 from .reader import batch_of
 
 _SINGLES = tuple(a for a in AUS if a not in (25, 26))
-_BROKEN = ((6,), (12,), (6, 4), (12, 17), (17,), (17, 4), (17, 9), (15,), (6, 9), (12, 4), (1, 2), (1, 4), (4, 7), (9, 10), (6, 12), (15, 17), (14,), (20,), (24, 17), (25,), (26,), (25, 12), (26, 1, 2), (43,))
+_BROKEN = (
+    *((6,), (12,), (6, 4), (12, 17), (17,), (17, 4), (17, 9), (15,), (6, 9), (12, 4), (1, 2), (1, 4)),
+    *((4, 7), (9, 10), (6, 12), (15, 17), (14,), (20,), (24, 17), (25,), (26,), (25, 12), (26, 1, 2), (43,)),
+)
 """Combinations that break co-activations on purpose: AU6 without AU12, AU17 without AU15, and their companions."""
 
 
@@ -62,7 +65,10 @@ def balanced_requests(n: int, seed: int, weak: np.ndarray | None = None) -> list
 
 @dataclass
 class Samples:
-    """Labelled samples of one person as tensors, N each: crop, landmarks, has_landmarks, target, mask, weight, source (frame of the clip)."""
+    """Labelled samples of one person as tensors, N each.
+
+    crop, landmarks, has_landmarks, target, mask, weight as in every batch; source: index of the clip's frame that a sample was made from.
+    """
 
     tensors: dict[str, Tensor]
     rejected: dict[str, int] = field(default_factory=dict)
@@ -100,7 +106,9 @@ def join(parts: Sequence[Samples]) -> Samples:
     return Samples({k: torch.cat([p.tensors[k] for p in filled]) for k in filled[0].tensors}, dict(rejected))
 
 
-def frame_samples(observations: Sequence[Observation], target: np.ndarray, known: np.ndarray, weight: float, source: Sequence[int]) -> Samples:
+def frame_samples(
+    observations: Sequence[Observation], target: np.ndarray, known: np.ndarray, weight: float, source: Sequence[int]
+) -> Samples:
     """The clip's own frames with labels. target, known: (N, K)."""
     tensors = batch_of(observations)
     tensors["target"] = torch.from_numpy(np.where(known, target, 0).astype(np.float32))
@@ -110,7 +118,9 @@ def frame_samples(observations: Sequence[Observation], target: np.ndarray, known
     return Samples(tensors)
 
 
-def generate(generator: Generator, requests: list[Request], identity: Identity, tracker: Tracker, title: str) -> tuple[Samples | None, list[tuple[np.ndarray, str]]]:
+def generate(
+    generator: Generator, requests: list[Request], identity: Identity, tracker: Tracker, title: str
+) -> tuple[Samples | None, list[tuple[np.ndarray, str]]]:
     """Answers of a generator, through the tracker that reads users' clips: what it cannot find, or finds turned elsewhere, is dropped.
 
     Returns the samples (None where there are none) and up to 24 pictures with captions for the report. Rejections are counted per AU.
@@ -160,7 +170,7 @@ def generate(generator: Generator, requests: list[Request], identity: Identity, 
 
 
 def base_domain() -> dict[str, Tensor]:
-    """The rehearsal set that ships with the base: tracked renders of training people, each with its person's neutral (a batch of the package)."""
+    """The rehearsal set that ships with the base, as a batch: tracked renders of training people, each with its person's neutral."""
     with resources.files("personalize").joinpath("assets/replay.npz").open("rb") as file:
         data = dict(np.load(file, allow_pickle=False))
 
@@ -186,7 +196,8 @@ def base_domain() -> dict[str, Tensor]:
 
 def write_base_domain(renders: dict[str, np.ndarray], path: Path, people: int = 60, each: int = 7) -> None:
     """Pick a balanced rehearsal set from tracked renders and write it, crops as JPEG."""
-    picked, neutrals = [], []
+    picked: list[tuple[int, int]] = []
+    neutrals: list[int] = []
     for person in np.unique(renders["person"])[:people]:
         rows = np.flatnonzero(renders["person"] == person)
         rest = rows[renders["neutral"][rows]]
@@ -208,22 +219,30 @@ def write_base_domain(renders: dict[str, np.ndarray], path: Path, people: int = 
     crop, crop_size = packed(index)
     neutral_crop, neutral_size = packed(neutrals)
     np.savez_compressed(
-        path, crop=crop, crop_size=crop_size, neutral_crop=neutral_crop, neutral_crop_size=neutral_size, own=np.array([o for _, o in picked]),
-        landmarks=renders["landmarks"][index], target=renders["target"][index], neutral_landmarks=renders["landmarks"][neutrals],
-    )  # fmt: skip
+        path,
+        crop=crop,
+        crop_size=crop_size,
+        neutral_crop=neutral_crop,
+        neutral_crop_size=neutral_size,
+        own=np.array([o for _, o in picked]),
+        landmarks=renders["landmarks"][index],
+        target=renders["target"][index],
+        neutral_landmarks=renders["landmarks"][neutrals],
+    )
 
 
 class StepBatches(Sampler[list[int]]):
     """Batches by step number: which samples a step and rank see depends on nothing else, so ranks differ and a resumed fit continues.
 
-    Samples are walked through in shuffled passes; ``start`` is the first step to serve.
+    Samples are walked through in shuffled passes; ``start`` is the first step to serve. The length is that of an unbroken fit: Lightning
+    counts the batches before ``start`` as done.
     """
 
     def __init__(self, n: int, batch_size: int, steps: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
         self.n, self.batch_size, self.steps, self.seed, self.start, self.rank, self.world = n, batch_size, steps, seed, start, rank, world
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.steps):

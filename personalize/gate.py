@@ -65,7 +65,9 @@ def hear(
     few = len(frames["base"]) < 12
     consensus = nothing
     if not few and "base_landmarks" in frames:
-        consensus = _correlation(frames["personal_crop"], frames["personal_landmarks"]) - _correlation(frames["base_crop"], frames["base_landmarks"])
+        consensus = _correlation(frames["personal_crop"], frames["personal_landmarks"]) - _correlation(
+            frames["base_crop"], frames["base_landmarks"]
+        )
     return Evidence(
         gain=nothing if held_out is None else _relative_gain(*held_out),
         agreement=nothing if few else _correlation(frames["personal"], frames["base"]),

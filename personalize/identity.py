@@ -91,11 +91,10 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
 
 
 def _merge(observations: list[Observation], chosen: np.ndarray, confidence: float) -> Neutral:
-    points = [observations[i].landmarks for i in chosen]
-    known = [p for p in points if p is not None]
-    if not known:
+    known = np.array([i for i in chosen if observations[i].landmarks is not None], dtype=np.int64)
+    if len(known) == 0:
         return Neutral(chosen, observations[chosen[0]].crop, None, confidence)
-    stack = np.stack(known)
+    chosen, stack = known, np.stack([observations[i].landmarks for i in known])
     median = np.median(stack, axis=0)
     apart = np.sqrt(((stack - median) ** 2).sum(-1).mean(-1))
     agree = apart <= max(2.0 * float(np.median(apart)), 1e-6)

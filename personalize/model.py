@@ -80,12 +80,24 @@ class AUNet(nn.Module):
         self.register_buffer("pixel_mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("pixel_std", torch.full((3, 1, 1), 0.25))
         self.landmark_project = nn.Sequential(
-            nn.Linear(POINTS * 3, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU()
+            nn.Linear(POINTS * 3, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+            nn.LayerNorm(width),
+            nn.GELU(),
         )
         # Small displacements from the neutral are the signal; they get a projection of their own, at their own scale.
         self.register_buffer("shift_std", torch.ones(POINTS, 3))
         self.shift_project = nn.Sequential(
-            nn.Linear(POINTS * 3, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU()
+            nn.Linear(POINTS * 3, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+            nn.LayerNorm(width),
+            nn.GELU(),
         )
         self.fuse = nn.Sequential(
             nn.Linear(4 * width + 4, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.GELU()

@@ -24,7 +24,11 @@ def predict(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     look = net.project((batch["middle"], batch["last"])) if "middle" in batch else net.crop_features(batch["crop"])
     neutral = None
     if "neutral_landmarks" in batch:
-        rest = net.project((batch["neutral_middle"], batch["neutral_last"])) if "neutral_middle" in batch else net.crop_features(batch["neutral_crop"])
+        rest = (
+            net.project((batch["neutral_middle"], batch["neutral_last"]))
+            if "neutral_middle" in batch
+            else net.crop_features(batch["neutral_crop"])
+        )
         neutral = {"crop": rest, "landmarks": batch["neutral_landmarks"]}
     return net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, batch.get("has_neutral")))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import registry, ui
 from .aus import AUS, COLUMNS
-from .errors import InputError
+from .errors import InputError, ProfileError
 from .faces import Observation
 from .profile import Profile, read_manifest
 from .reader import Reader
@@ -37,7 +37,11 @@ def open_reader(profile: str | None, base: str | None) -> Reader:
     from .profile import find_profile
 
     wanted = read_manifest(find_profile(profile))["base"]["name"]
-    loaded = load_base(base or (SHIPPED if wanted == SHIPPED else wanted))
+    if base is None and wanted != SHIPPED:
+        raise ProfileError(
+            f"the profile {profile} was fitted on the base model '{wanted}', which is not the shipped one: give its path with --base."
+        )
+    loaded = load_base(base or SHIPPED)
     return Reader(loaded, Profile.load(profile, base_name=loaded.name, base_sha256=loaded.sha256))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .aus import AUS, MAX_INTENSITY
 from .faces import Observation
-from .model import POINTS, AUNet
+from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
@@ -34,7 +34,10 @@ class Reading:
 
 
 def batch_of(observations: Sequence[Observation]) -> dict[str, Tensor]:
-    """Observations as a batch of the model: crop uint8 (B, 3, 112, 112), landmarks (B, 478, 3), has_landmarks (B,)."""
+    """Observations as a batch of the model, of none too: crop uint8 (B, 3, 112, 112), landmarks (B, 478, 3), has_landmarks (B,)."""
+    if not observations:
+        crop = torch.zeros(0, 3, CROP, CROP, dtype=torch.uint8)
+        return {"crop": crop, "landmarks": torch.zeros(0, POINTS, 3), "has_landmarks": torch.zeros(0, dtype=torch.bool)}
     crop = torch.from_numpy(np.stack([o.crop for o in observations])).permute(0, 3, 1, 2).contiguous()
     blank = np.zeros((POINTS, 3), np.float32)
     landmarks = torch.from_numpy(np.stack([blank if o.landmarks is None else o.landmarks for o in observations]).astype(np.float32))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +138,10 @@ class Progress(Generic[T]):
                 self.advance()
 
 
+@overload
+def progress(items: None = None, total: float | None = None, title: str = "Working") -> Progress[Any]: ...
+@overload
+def progress(items: Iterable[T], total: float | None = None, title: str = "Working") -> Progress[T]: ...
 def progress(items: Iterable[T] | None = None, total: float | None = None, title: str = "Working") -> Progress[T]:
     """A progress bar with a time estimate on stderr; where stderr is no terminal, one line at the end.
 

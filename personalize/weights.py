@@ -54,7 +54,13 @@ def load_base(name: str = SHIPPED) -> Base:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
-    return Base(name if name == SHIPPED else str(card["name"]), hashlib.sha256(blob).hexdigest(), net.eval(), np.array(card["thresholds"], np.float32), card)
+    return Base(
+        name if name == SHIPPED else str(card["name"]),
+        hashlib.sha256(blob).hexdigest(),
+        net.eval(),
+        np.array(card["thresholds"], np.float32),
+        card,
+    )
 
 
 def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:

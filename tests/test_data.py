@@ -1,0 +1,296 @@
+"""What is asked of generators, what becomes of the answers, and which samples a step and rank see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from personalize import geometry
+from personalize.aus import AUS
+from personalize.data import (
+    PersonData,
+    Samples,
+    StepBatches,
+    balanced_requests,
+    base_domain,
+    frame_samples,
+    generate,
+    join,
+    write_base_domain,
+)
+from personalize.faces import Face, Observation, Tracker
+from personalize.generators import Generator, Request, Sample
+from personalize.identity import Identity
+
+K = len(AUS)
+
+
+# Requests
+
+
+def test_requests_are_balanced() -> None:
+    requests = balanced_requests(4000, 0)
+    asked = Counter(a for r in requests for a in r.aus)
+    assert set(asked) == set(AUS)
+    # No AU is rarer than a third of the usual, none more than three times as frequent.
+    usual = float(np.median(list(asked.values())))
+    assert min(asked.values()) > usual / 3 and max(asked.values()) < 3 * usual
+    assert sum(not r.aus for r in requests) == len(requests) // 8
+    alone = Counter(next(iter(r.aus)) for r in requests if len(r.aus) == 1)
+    assert set(alone) == set(AUS)
+    levels = np.array([v for r in requests for v in r.aus.values()])
+    assert levels.min() >= 0.3 and levels.max() <= 5
+    share = np.histogram(levels, [0.3, 1, 2, 3, 4, 5])[0] / len(levels)
+    assert share.min() > 0.08, "all intensities occur"
+    assert all(r.pose is None for r in requests)
+
+
+@pytest.mark.parametrize(("one", "without"), [(6, 12), (12, 6), (17, 15), (15, 17), (25, 26), (4, 7)])
+def test_what_goes_together_is_asked_for_apart(one: int, without: int) -> None:
+    requests = balanced_requests(400, 3)
+    assert sum(one in r.aus and without not in r.aus for r in requests) >= 8
+
+
+def test_requests_are_drawn_by_seed() -> None:
+    assert balanced_requests(100, 5) == balanced_requests(100, 5)
+    assert balanced_requests(100, 5) != balanced_requests(100, 6)
+    assert balanced_requests(60, 5) == balanced_requests(100, 5)[:60]
+
+
+def test_weak_aus_are_asked_for_more() -> None:
+    weak = np.zeros(K)
+    weak[AUS.index(9)] = 2.0
+    asked, usual = (Counter(a for r in balanced_requests(2000, 1, w) for a in r.aus) for w in (weak, None))
+    assert asked[9] > 1.7 * usual[9]
+    assert set(asked) == set(AUS), "none is forgotten"
+
+
+# Which samples a step sees
+
+
+def steps(n: int = 37, size: int = 4, count: int = 30, **more: int) -> list[list[int]]:
+    return list(StepBatches(n, size, count, seed=3, **more))
+
+
+def test_two_ranks_see_what_one_process_with_twice_the_batch_sees() -> None:
+    left, right, one = steps(rank=0, world=2), steps(rank=1, world=2), steps(size=8)
+    assert [a + b for a, b in zip(left, right, strict=True)] == one
+
+
+def test_ranks_are_disjoint_within_a_lap_and_every_sample_comes_once() -> None:
+    n, size, world = 36, 3, 3
+    ranks = [steps(n, size, 12, rank=r, world=world) for r in range(world)]
+    for lap in range(3):
+        drawn = [[i for step in rank[lap * 4 : lap * 4 + 4] for i in step] for rank in ranks]
+        assert sorted(sum(drawn, [])) == list(range(n))
+        assert not set(drawn[0]) & set(drawn[1]) and not set(drawn[1]) & set(drawn[2])
+    assert ranks[0][:4] != ranks[0][4:8], "each lap is shuffled anew"
+
+
+def test_every_sample_once_a_lap_where_batches_do_not_divide() -> None:
+    flat = [i for step in steps() for i in step]
+    for lap in range(len(flat) // 37):
+        assert sorted(flat[lap * 37 : (lap + 1) * 37]) == list(range(37))
+
+
+@pytest.mark.parametrize("start", [1, 9, 10, 29])
+def test_a_later_start_gives_the_same_tail(start: int) -> None:
+    assert steps(start=start, rank=1, world=2) == steps(rank=1, world=2)[start:]
+
+
+def test_iterating_again_gives_the_same() -> None:
+    batches = StepBatches(10, 4, 9, seed=0)
+    assert list(batches) == list(batches)
+    assert list(StepBatches(10, 4, 9, seed=1)) != list(batches)
+
+
+def test_more_in_a_batch_than_there_are() -> None:
+    assert [sorted(b) for b in StepBatches(2, 4, 3, seed=0)] == [[0, 0, 1, 1]] * 3
+
+
+def test_the_loader_serves_rows() -> None:
+    samples = some(10)
+    batches = list(PersonData(samples, 4, 5, 7).train_dataloader())
+    asked = list(StepBatches(10, 4, 5, 7))
+    assert [b["source"].tolist() for b in batches] == asked
+    for batch, index in zip(batches, asked, strict=True):
+        assert torch.equal(batch["crop"], samples.tensors["crop"][index])
+
+
+# Samples
+
+
+def some(n: int, seed: int = 0) -> Samples:
+    rng = np.random.default_rng(seed)
+    tensors = {
+        "crop": torch.from_numpy(rng.integers(0, 256, (n, 3, 112, 112), dtype=np.uint8)),
+        "landmarks": torch.from_numpy(rng.normal(size=(n, 478, 3)).astype(np.float32)),
+        "has_landmarks": torch.ones(n, dtype=torch.bool),
+        "target": torch.from_numpy(rng.uniform(0, 5, (n, K)).astype(np.float32)),
+        "mask": torch.from_numpy(rng.random((n, K)) < 0.5),
+        "weight": torch.ones(n),
+        "source": torch.arange(n),
+    }
+    return Samples(tensors, {"AU06": seed + 1})
+
+
+def test_samples_survive_the_file(tmp_path: Path) -> None:
+    samples = some(5)
+    samples.save(tmp_path / "s.safetensors")
+    again = Samples.load(tmp_path / "s.safetensors")
+    assert len(again) == 5 and again.rejected == {"AU06": 1}
+    assert again.tensors.keys() == samples.tensors.keys()
+    for name, value in samples.tensors.items():
+        assert again.tensors[name].dtype == value.dtype and torch.equal(again.tensors[name], value)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_joined_samples() -> None:
+    both = join([some(3), some(2, 1)])
+    assert len(both) == 5 and both.rejected == {"AU06": 3}
+    assert torch.equal(both.tensors["crop"][3:], some(2, 1).tensors["crop"])
+
+
+def observation(frame: int, yaw: float = 0.0) -> Observation:
+    points = np.full((478, 3), frame, np.float32)
+    return Observation(
+        frame=frame,
+        timestamp=frame / 10,
+        face_id=0,
+        crop=np.full((112, 112, 3), frame, np.uint8),
+        landmarks=points,
+        pose=np.array([0, yaw, 0], np.float32),
+        to_frame=np.eye(2, 3, dtype=np.float32),
+        image_landmarks=points,
+        box=np.zeros(4, np.float32),
+        confidence=1.0,
+        quality=1.0,
+    )
+
+
+def test_frames_with_labels() -> None:
+    target, known = np.full((2, K), 3.0), np.zeros((2, K), bool)
+    known[1, 4] = True
+    t = frame_samples([observation(7), observation(9)], target, known, 0.5, [70, 90]).tensors
+    assert t["target"].sum() == 3.0 and t["target"][1, 4] == 3.0
+    assert t["mask"].tolist() == known.tolist() and t["weight"].tolist() == [0.5, 0.5] and t["source"].tolist() == [70, 90]
+    assert t["crop"][:, 0, 0, 0].tolist() == [7, 9] and bool(t["has_landmarks"].all())
+
+
+def test_the_rehearsal_set_that_ships() -> None:
+    batch = base_domain()
+    n = len(batch["crop"])
+    assert n >= 200
+    shapes = {k: (v.dtype, tuple(v.shape[1:])) for k, v in batch.items()}
+    assert shapes == {
+        "crop": (torch.uint8, (3, 112, 112)),
+        "landmarks": (torch.float32, (478, 3)),
+        "has_landmarks": (torch.bool, ()),
+        "target": (torch.float32, (K,)),
+        "mask": (torch.bool, (K,)),
+        "weight": (torch.float32, ()),
+        "neutral_crop": (torch.uint8, (3, 112, 112)),
+        "neutral_landmarks": (torch.float32, (478, 3)),
+        "has_neutral": (torch.bool, ()),
+    }
+    assert all(len(v) == n for v in batch.values())
+    assert float(batch["target"].min()) >= 0 and float(batch["target"].max()) <= 5
+    assert bool(((batch["target"] >= 1).sum(0) >= 5).all()), "every AU occurs"
+    # The neutral is of the same person: mostly nearer than another's, whatever the expression.
+    apart = (batch["landmarks"] - batch["neutral_landmarks"]).norm(dim=-1).mean(-1)
+    strangers = (batch["landmarks"] - batch["neutral_landmarks"].roll(n // 2, 0)).norm(dim=-1).mean(-1)
+    assert float((apart < strangers).float().mean()) > 0.65 and apart.mean() < 0.85 * strangers.mean()
+
+
+def test_a_rehearsal_set_is_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = np.repeat([4, 8, 9], 5)
+    neutral = np.tile([True, False, False, False, False], 3)
+    neutral[10] = False  # person 9 has no neutral: left out
+    renders = {
+        "person": people,
+        "neutral": neutral,
+        "crop": np.broadcast_to(np.arange(15, dtype=np.uint8)[:, None, None, None] * 10, (15, 112, 112, 3)),
+        "landmarks": np.broadcast_to(np.arange(15, dtype=np.float16)[:, None, None], (15, 478, 3)),
+        "target": np.broadcast_to(np.arange(15, dtype=np.float16)[:, None] / 3, (15, K)),
+    }
+    (tmp_path / "assets").mkdir()
+    write_base_domain(renders, tmp_path / "assets" / "replay.npz", each=3)
+    monkeypatch.setattr("personalize.data.resources.files", lambda _: tmp_path)
+    batch = base_domain()
+    assert batch["landmarks"][:, 0, 0].tolist() == [1, 2, 3, 6, 7, 8]
+    assert batch["neutral_landmarks"][:, 0, 0].tolist() == [0, 0, 0, 5, 5, 5]
+    assert batch["crop"][:, 0, 50, 50].tolist() == pytest.approx([10, 20, 30, 60, 70, 80], abs=2)
+    assert batch["neutral_crop"][:, 0, 50, 50].tolist() == pytest.approx([0, 0, 0, 50, 50, 50], abs=2)
+
+
+# Through the tracker
+
+
+class ByColour(Tracker):
+    """Finds a canonical face, turned by the red of the picture's corner in degrees; nothing in a black picture."""
+
+    def detect(self, frame: np.ndarray, timestamp: float, still: bool) -> list[Face]:
+        assert still
+        if not frame.any():
+            return []
+        turn = np.radians(float(frame[0, 0, 0]))
+        rotation = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
+        points = (geometry.canonical() @ rotation.T * 60 + [80, 80, 0]).astype(np.float32)
+        return [Face(points, np.array([40, 40, 120, 120], np.float32), 1.0)]
+
+
+class Scripted(Generator):
+    """Answers AU6 with nothing, AU12 with no face, AU4 with a face turned 45 degrees, others well."""
+
+    def prepare(self, identity: Identity, seed: int) -> None:
+        pass
+
+    def generate(self, requests: list[Request]) -> list[Sample | None]:
+        return [self._one(r) for r in requests]
+
+    def _one(self, request: Request) -> Sample | None:
+        if 6 in request.aus:
+            return None
+        image = np.full((160, 160, 3), 90, np.uint8)
+        image[0, 0] = 45 if 4 in request.aus else 1
+        target = np.full(K, 4.5, np.float32)
+        known = np.zeros(K, bool)
+        for a, v in request.aus.items():
+            target[AUS.index(a)], known[AUS.index(a)] = v, True
+        return Sample(image * (12 not in request.aus), target, known, request, source=1)
+
+
+def test_what_the_tracker_cannot_find_is_dropped_and_counted() -> None:
+    identity = Identity("her", [observation(0), observation(1)], np.zeros((2, K)), None, (160, 160))
+    asked = [{1: 2.0}, {6: 1.0}, {12: 3.0}, {12: 1.0}, {4: 3.0}, {6: 2.0, 12: 1.0}, {9: 3.5, 17: 1.5}, {}]
+    samples, pictures = generate(Scripted(), [Request(a) for a in asked], identity, ByColour(), "Testing")
+    assert samples is not None and len(samples) == 3
+    assert samples.rejected == {"AU06": 1, "AU12": 2, "AU04": 1, "AU06+AU12": 1}
+    t: dict[str, Tensor] = samples.tensors
+    expected = torch.zeros(3, K)
+    expected[0, AUS.index(1)], expected[1, AUS.index(9)], expected[1, AUS.index(17)] = 2.0, 3.5, 1.5
+    assert torch.equal(t["target"], expected), "nothing is claimed where nothing is known"
+    assert torch.equal(t["mask"], expected > 0) and t["source"].tolist() == [1, 1, 1]
+    assert t["crop"].shape == (3, 3, 112, 112) and bool((t["crop"][:, :, 56, 56] == 90).all())
+    # The points come back without the turn of one degree.
+    np.testing.assert_allclose(t["landmarks"][0].numpy(), geometry.canonical(), atol=2e-3)
+    assert [caption for _, caption in pictures] == ["AU09 3.5 AU17 1.5"]
+
+
+def test_a_request_for_a_pose_is_held_to_it() -> None:
+    identity = Identity("her", [observation(0), observation(1, yaw=0.7)], np.zeros((2, K)), None, (160, 160))
+    turned = float(geometry.fit_pose(ByColour().detect(np.full((160, 160, 3), 45, np.uint8), 0, True)[0].landmarks, "mesh478").angles[1])
+    requests = [Request({1: 2.0}, pose=p) for p in ((0.0, 0.0, 0.0), (0.0, turned, 0.0))]
+    samples, _ = generate(Scripted(), requests, identity, ByColour(), "Testing")
+    assert samples is not None and len(samples) == 1 and samples.rejected == {"AU01": 1}
+
+
+def test_nothing_usable() -> None:
+    identity = Identity("her", [observation(0), observation(1)], np.zeros((2, K)), None, (160, 160))
+    samples, pictures = generate(Scripted(), [Request({6: 1.0}), Request({12: 1.0})], identity, ByColour(), "Testing")
+    assert samples is None and pictures == []

@@ -1,0 +1,485 @@
+"""``personalize fit`` on a small clip: what it writes, the same result again, after a kill and over ranks, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Clip, Said
+from torch import Tensor
+
+from personalize import engine
+from personalize.aus import AUS, COLUMNS
+from personalize.engine import Keeper
+from personalize.faces import Observation
+from personalize.module import PersonalModule
+from personalize.profile import Profile
+from personalize.weights import load_base
+
+K = len(AUS)
+Run = Callable[..., Said]
+
+SMALL = [
+    "--adapter=lora",
+    "generator.samples=12",
+    "optim.max_steps=6",
+    "optim.batch_size=4",
+    "buffer.options.capacity=32",
+    "tracking.wandb=off",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+]
+"""A fit of seconds, with every part of the default recipe."""
+TRACKED: list[engine.Collected] = []
+"""The clip, tracked once for all fits of this file but the first and the one on two ranks."""
+
+
+def tensors(run_dir: Path) -> dict[str, Tensor]:
+    return Profile.load(run_dir).delta
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys() and a
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def warned(said: Said) -> list[str]:
+    return [line.removeprefix("warning: ") for line in said.warnings]
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lightning ignores Ctrl-C once it has seen one, and a fit names its folder to its ranks."""
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.delenv("PERSONALIZE_RUN_DIR", raising=False)
+    yield
+    signal.signal(signal.SIGINT, handler)
+    os.environ.pop("PERSONALIZE_RUN_DIR", None)
+
+
+@pytest.fixture
+def fit(command: Run, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs ``personalize fit`` in an empty folder on the clip with the small recipe, and words of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    whole = engine.collect
+
+    def once(media: Any, tracker: Any, face: int | None = None, quiet: bool = False) -> engine.Collected:
+        if media.path != face_clip.path or face is not None:
+            return whole(media, tracker, face, quiet)
+        if not TRACKED:
+            TRACKED.append(whole(media, tracker, face, quiet))
+        return replace(TRACKED[0], observations=[*TRACKED[0].observations], warnings=[*TRACKED[0].warnings])
+
+    monkeypatch.setattr(engine, "collect", once)
+
+    def run(*words: str | Path, clip: Path = face_clip.path) -> Said:
+        return command("fit", "--identity", clip, "--name", "her", *SMALL, *words)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(face_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    from personalize.cli import main
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert main(["fit", "--identity", str(face_clip.path), "--name", "her", "--output", str(folder / "runs"), *SMALL]) == 0
+    return folder / "runs" / "her" / "v1"
+
+
+# What a fit leaves
+
+
+def test_what_is_written(unbroken: Path) -> None:
+    there = files(unbroken)
+    assert {
+        "profile/manifest.json",
+        "profile/profile.safetensors",
+        "metrics.json",
+        "report.html",
+        "recipe.yaml",
+        "logs/metrics.csv",
+    } <= there
+    pictures = {p for p in there if p.startswith("samples/")}
+    assert pictures and all(p.endswith(".png") for p in pictures)
+    assert not {p for p in there - pictures if p.split("/")[0] not in ("profile", "metrics.json", "report.html", "recipe.yaml", "logs")}
+    assert {p.name for p in unbroken.iterdir()} == {"profile", "metrics.json", "report.html", "recipe.yaml", "logs", "samples"}
+    assert sum(p.stat().st_size for p in (unbroken / "profile").iterdir()) < 2e6
+    assert not files(unbroken.parent.parent) - {f"her/v1/{p}" for p in there}
+    profile = Profile.load(unbroken)
+    assert profile.name == "her" and profile.adapter == "lora" and profile.delta
+    assert profile.gate.shape == (K,) and profile.gate.min() >= 0 and profile.gate.max() <= 1
+    assert profile.provenance["frames"] == 45 and profile.provenance["clip"] == "face.mp4"
+    metrics = json.loads((unbroken / "metrics.json").read_text())
+    assert metrics["gate"] == {c: pytest.approx(float(g), abs=1e-4) for c, g in zip(COLUMNS, profile.gate, strict=True)}
+    with (unbroken / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {int(r["step"]) for r in rows} == set(range(6))
+    assert {"train/own", "train/replay", "train/lwf", "train/l2sp"} <= set(rows[0])
+
+
+def test_the_profile_reads_the_clip(unbroken: Path, face_clip: Clip, command: Run, tmp_path: Path) -> None:
+    said = command("predict", "--input", face_clip.path, "--profile", unbroken, "--output", tmp_path / "own.csv")
+    assert said.code == 0, said.err
+    assert command("predict", "--input", face_clip.path, "--output", tmp_path / "base.csv").code == 0
+    own, base = (list(csv.DictReader((tmp_path / f"{n}.csv").open())) for n in ("own", "base"))
+    profile = Profile.load(unbroken)
+    moved = np.array([[float(a[f"{c}_r"]) - float(b[f"{c}_r"]) for c in COLUMNS] for a, b in zip(own, base, strict=True)])
+    assert (np.abs(moved) <= profile.gate * profile.trust + 0.011).all(), "further than the gates allow"
+
+
+def test_the_recipe_that_is_written_gives_the_same_run(
+    unbroken: Path, face_clip: Clip, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = command("fit", "--identity", face_clip.path, "--name", "her", "--recipe", unbroken / "recipe.yaml")
+    assert said.code == 0, said.err
+    assert_same(tensors(tmp_path / "runs/her/v1"), tensors(unbroken))
+    assert Profile.load(tmp_path / "runs/her/v1").gate.tolist() == Profile.load(unbroken).gate.tolist()
+
+
+def test_another_seed_is_another_run(unbroken: Path, fit: Run, tmp_path: Path) -> None:
+    assert fit("seed=1", "generator.samples=4", "optim.max_steps=2").code == 0
+    ours, theirs = tensors(tmp_path / "runs/her/v1"), tensors(unbroken)
+    assert any(not torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# Killed and resumed
+
+
+class Killed(BaseException):
+    """What no handler expects: the process is gone."""
+
+
+def stop_in_step(patch: pytest.MonkeyPatch, step: int, problem: BaseException, number: int = 0) -> None:
+    """Training dies in the middle of a step of a round: samples are drawn, nothing is learned from them yet."""
+    whole = PersonalModule.training_step
+
+    def partly(self: PersonalModule, batch: Any, batch_idx: int) -> Tensor:
+        loss = whole(self, batch, batch_idx)
+        if self.global_step == step and self.seed % 100 == number:
+            raise problem
+        return loss
+
+    patch.setattr(PersonalModule, "training_step", partly)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_killed_and_resumed_is_unbroken(unbroken: Path, fit: Run, command: Run, tmp_path: Path, step: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "CHECKPOINT_EVERY", 2)
+        stop_in_step(patch, step, Killed())
+        with pytest.raises(Killed):
+            fit()
+    run = tmp_path / "runs/her/v1"
+    assert (run / "work").is_dir() and not (run / "profile").exists()
+    steps: list[int] = []
+    whole = PersonalModule.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PersonalModule, "training_step", lambda m, *a: steps.append(m.global_step) or whole(m, *a))
+        said = command("fit", "--resume", run)
+    assert said.code == 0, said.err
+    assert steps == list(range(step // 2 * 2, 6)), "goes on at the last checkpoint"
+    assert_same(tensors(run), tensors(unbroken))
+    assert Profile.load(run).gate.tolist() == Profile.load(unbroken).gate.tolist()
+    assert not (run / "work").exists()
+
+
+def test_ctrl_c_says_how_to_resume_and_resumes(unbroken: Path, fit: Run, command: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "CHECKPOINT_EVERY", 2)
+        stop_in_step(patch, 5, KeyboardInterrupt())
+        said = fit()
+    assert said.code == 130 and said.err[-1] == "Interrupted. Resume with: personalize fit --resume runs/her/v1"
+    assert command("fit", "--resume", "runs/her/v1").code == 0
+    assert_same(tensors(tmp_path / "runs/her/v1"), tensors(unbroken))
+
+
+def test_killed_in_the_second_round_and_resumed(fit: Run, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second round starts from what the first one wrote, whether or not the process is the same."""
+    whole = engine.Session.improved
+    monkeypatch.setattr(engine.Session, "improved", lambda session, number: whole(session, number) or True)
+    two = ["rounds=2", "optim.max_steps=2", "generator.samples=6"]
+    assert fit(*two).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_step(patch, 1, Killed(), number=1)
+        with pytest.raises(Killed):
+            fit(*two)
+    assert (tmp_path / "runs/her/v2/work/round-0.safetensors").exists()
+    assert command("fit", "--resume", "runs/her/v2").code == 0
+    # The profile keeps the better round: that of both must be the same one, and exactly so.
+    rounds = [json.loads((tmp_path / f"runs/her/v{v}/metrics.json").read_text())["rounds"] for v in (1, 2)]
+    assert rounds[0] == rounds[1] and len(rounds[0]) == 2
+    assert_same(tensors(tmp_path / "runs/her/v2"), tensors(tmp_path / "runs/her/v1"))
+
+
+# Over ranks
+
+NOTE_WHAT_RANKS_SEE = """
+import json, os, pathlib
+from personalize.generators import Generator
+from personalize.module import PersonalModule
+from personalize.registry import register
+
+@register("nothing")
+class Nothing(Generator):
+    def prepare(self, identity, seed): pass
+    def generate(self, requests): return [None for _ in requests]
+
+whole = PersonalModule.training_step
+def noting(self, batch, batch_idx):
+    path = pathlib.Path(os.environ["SEEN"]) / f"{os.environ.get('LOCAL_RANK', '0')}.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps([self.global_rank, self.trainer.world_size, batch["crop"].sum((1, 2, 3)).tolist()]) + "\\n")
+    return whole(self, batch, batch_idx)
+PersonalModule.training_step = noting
+"""
+
+
+def seen_by(folder: Path, rank: int) -> list[tuple[int, int, list[int]]]:
+    return [tuple(json.loads(line)) for line in (folder / f"{rank}.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_on_a_cpu(fit: Run, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks train, on samples of their own; together on those of one process with batches of twice the size."""
+    plugin = tmp_path / "note.py"
+    plugin.write_text(NOTE_WHAT_RANKS_SEE)
+    three = [*SMALL, "optim.max_steps=3"]
+    call = [
+        Path(sys.executable).with_name("personalize"),
+        "fit",
+        "--identity",
+        face_clip.path,
+        "--name",
+        "two",
+        "--plugins",
+        plugin,
+        *three,
+    ]
+    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    more = ["trainer.devices=2", "optim.batch_size=2"]
+    done = subprocess.run([*call, *more], env={**env, "SEEN": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Tracking face.mp4: ") == 1, "ranks above 0 are silent"
+    assert tensors(tmp_path / "runs/two/v1") and not (tmp_path / "runs/two/v1/work").exists()
+
+    one: list[list[int]] = []
+    whole = PersonalModule.training_step
+    monkeypatch.setattr(PersonalModule, "training_step", lambda m, b, i: one.append(b["crop"].sum((1, 2, 3)).tolist()) or whole(m, b, i))
+    assert fit("optim.max_steps=3").code == 0
+    left, right = seen_by(tmp_path, 0), seen_by(tmp_path, 1)
+    assert [s[:2] for s in left] == [(0, 2)] * 3 and [s[:2] for s in right] == [(1, 2)] * 3
+    assert [a[2] + b[2] for a, b in zip(left, right, strict=True)] == one
+
+
+ONE_STEP = """
+import sys
+import torch
+from personalize import module
+from personalize.registry import create
+from personalize.weights import load_base
+
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+batch = torch.load(folder + "/batch.pt")
+base = load_base()
+module.augment = lambda b: {**b, "crop": b["crop"].float()}
+
+def step(rows, world):
+    net = base.fresh()
+    create("adapters", "head", {}).apply(net)
+    own = module.PersonalModule(net, None, {}, None, None, {"lr": 0.01, "weight_decay": 0.0}, 0, 0)
+    own.log = lambda *_, **__: None
+    own.forward = own.training_step
+    wrapped = own
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+        wrapped = torch.nn.parallel.DistributedDataParallel(own, find_unused_parameters=True)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
+    wrapped({k: v[rows] for k, v in batch.items()}, 0).backward()
+    optimizer.step()
+    torch.save({n: p.detach() for n, p in net.named_parameters() if p.requires_grad}, f"{folder}/{world}-{rank}.pt")
+
+step(slice(rank, None, 2), 2)
+if rank == 0:
+    step(slice(None), 1)
+"""
+
+
+def test_two_ranks_step_as_one_process_on_both_batches(tmp_path: Path) -> None:
+    """Without augmentation and dropout, the mean of two ranks' gradients moves the parameters as the joined batch does."""
+    draw = torch.Generator().manual_seed(0)
+    batch = {
+        "crop": torch.randint(0, 256, (6, 3, 112, 112), generator=draw, dtype=torch.uint8),
+        "landmarks": torch.randn(6, 478, 3, generator=draw),
+        "has_landmarks": torch.ones(6, dtype=torch.bool),
+        "target": 5 * torch.rand(6, K, generator=draw),
+        "mask": torch.ones(6, K, dtype=torch.bool),
+        "weight": torch.ones(6),
+    }
+    torch.save(batch, tmp_path / "batch.pt")
+    calls = [[sys.executable, "-c", ONE_STEP, str(rank), str(tmp_path)] for rank in (0, 1)]
+    running = [subprocess.Popen(call, stderr=subprocess.PIPE, text=True) for call in calls]
+    for process in running:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    left, right, one = (torch.load(tmp_path / f"{n}.pt") for n in ("2-0", "2-1", "1-0"))
+    before = dict(load_base().net.named_parameters())
+    assert any((one[n] - before[n]).abs().max() > 1e-4 for n in one), "the step moves something"
+    for name, value in one.items():
+        assert torch.equal(left[name], right[name])
+        torch.testing.assert_close(left[name], value, rtol=0, atol=1e-6)
+
+
+# What may be given besides
+
+
+def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path) -> None:
+    """Labels of half of the frames: they are trained on, those of the held-out frames are the evidence."""
+    au = AUS.index(12)
+    rows = [f"{i},{2.5 if i % 2 else 0.0},{face_clip.target[i, au]:.2f}" for i in range(40)] + ["900,1,1"]
+    (tmp_path / "labels.csv").write_text("frame,AU06,AU12\n" + "\n".join(rows) + "\n")
+    said = fit("--labels", "labels.csv", "optim.max_steps=2")
+    assert said.code == 0, said.err
+    assert any("labels.csv" in line and "outside" in line for line in warned(said)), said.err
+    evidence = json.loads((tmp_path / "runs/her/v1/metrics.json").read_text())["evidence"]
+    heard = {c for c, row in evidence.items() if row["labelled"] is not None}
+    assert heard == {"AU06", "AU12"}
+    facts = json.loads((tmp_path / "runs/her/v1/metrics.json").read_text())["report"]["facts"]
+    assert facts["samples trained on"] > 12, "labelled frames are trained on besides the generated ones"
+
+
+def test_one_photograph(face_photo: Path, fit: Run, tmp_path: Path) -> None:
+    said = fit("optim.max_steps=2", clip=face_photo)
+    assert said.code == 0, said.err
+    assert any("photo" in line for line in warned(said)), said.err
+    profile = Profile.load(tmp_path / "runs/her/v1")
+    assert profile.gate.max() <= 0.5 and profile.provenance["kind"] == "image"
+
+
+def test_the_users_neutral_is_sure(fit: Run, tmp_path: Path) -> None:
+    assert fit("--neutral", "1.0", "optim.max_steps=1", "generator.samples=6").code == 0
+    assert Profile.load(tmp_path / "runs/her/v1").neutral_confidence == 1.0
+
+
+def test_wandb_offline_and_trainer_flags(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any flag reaches the Trainer, also one that has a default of ours."""
+    given: dict[str, Any] = {}
+    whole = engine.L.Trainer.__init__
+
+    @functools.wraps(whole)
+    def spy(self: Any, **flags: Any) -> None:
+        given.update(flags)
+        whole(self, **flags)
+
+    monkeypatch.setattr(engine.L.Trainer, "__init__", spy)
+    flags = [
+        "trainer.limit_train_batches=2",
+        "trainer.gradient_clip_val=0.3",
+        "trainer.enable_model_summary=true",
+        "trainer.deterministic=true",
+    ]
+    said = fit("tracking.wandb=offline", "tracking.project=faces", "optim.max_steps=4", *flags)
+    assert said.code == 0, said.err
+    assert "wandb sync runs/her/v1/wandb/offline-run-" in said.out
+    assert given["limit_train_batches"] == 2 and given["gradient_clip_val"] == 0.3
+    assert given["enable_model_summary"] is True and given["deterministic"] is True and given["log_every_n_steps"] == 1
+    with (tmp_path / "runs/her/v1/logs/metrics.csv").open() as file:
+        assert {r["epoch"] for r in csv.DictReader(file)} == {"0", "1"}, "two epochs of two batches"
+
+
+def test_batches_that_are_gathered_into_a_step(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accumulating gradients uses new samples in each part of a step."""
+    seen: list[list[int]] = []
+    whole = PersonalModule.training_step
+    monkeypatch.setattr(
+        PersonalModule, "training_step", lambda m, b, i: seen.append(b["source"].tolist() + [int(b["crop"].sum())]) or whole(m, b, i)
+    )
+    assert fit("trainer.accumulate_grad_batches=2", "optim.max_steps=2", "optim.batch_size=2", "generator.samples=30").code == 0
+    assert len(seen) == 4 and len({tuple(s) for s in seen}) == 4
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--neutral", "9"], "--neutral 9 lies outside the clip, which lasts 3.0 s."),
+        (["--neutral", "-1"], "--neutral -1 lies outside the clip, which lasts 3.0 s."),
+        (
+            ["--generator", "mesh_wrap"],
+            "unknown generator 'mesh_wrap'. Did you mean 'mesh_warp'? There is: mesh_warp, replay_only.",
+        ),
+        (["--name", "../x"], None),
+        (["--face", "4"], None),
+        (["--labels", "none.csv"], "no such label file: 'none.csv'."),
+    ],
+)
+def test_refused_in_one_line_and_nothing_left(fit: Run, tmp_path: Path, words: list[str], line: str | None) -> None:
+    said = fit(*words)
+    assert said.code == 2 and said.out == ""
+    assert said.err[-1].startswith("error: ") and sum(e.startswith("error: ") for e in said.err) == 1
+    if line is not None:
+        assert said.err == [f"error: {line}"]
+    assert not list(tmp_path.iterdir()) or files(tmp_path) == set() and not list((tmp_path / "runs").iterdir())
+
+
+def test_nothing_to_resume(unbroken: Path, command: Run, tmp_path: Path) -> None:
+    for run in (unbroken, tmp_path / "nowhere"):
+        said = command("fit", "--resume", run)
+        line = f"nothing to resume in {run}: it is finished, or no run of personalize. Start anew with personalize fit --identity CLIP."
+        assert said.code == 2 and said.err == [f"error: {line}"]
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_earlier_version_stays_when_a_later_one_fails(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs/her/v1").mkdir(parents=True)
+    monkeypatch.setattr(engine.Session, "finish", _full_disk)
+    said = fit("optim.max_steps=1", "generator.samples=6")
+    assert said.code == 2 and sum(e.startswith("error: ") for e in said.err) == 1
+    assert [p.name for p in (tmp_path / "runs/her").iterdir()] == ["v1"]
+
+
+def _full_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device", "profile.safetensors")
+
+
+# Frames that are kept
+
+
+@pytest.mark.parametrize("n", [3, 8, 9, 100, 1000])
+def test_kept_frames_are_few_and_spread(n: int, monkeypatch: pytest.MonkeyPatch, face: Observation) -> None:
+    monkeypatch.setattr(engine.geometry, "fit_pose", lambda *_: None)
+    monkeypatch.setattr(engine.geometry, "view", lambda *_: (None, None))
+    keeper = Keeper(limit=8)
+    for i in range(n):
+        keeper.add(replace(face, frame=i), np.zeros((4, 4, 3), np.uint8), "mesh478")
+    frames = [o.frame for o in keeper.kept[0]]
+    assert len(frames) <= 8 and (n < 8 or len(frames) > 3)
+    gaps = set(np.diff(frames))
+    assert len(gaps) == 1 and frames[0] == 0 and n - frames[-1] <= gaps.pop()
+
+
+@pytest.fixture
+def face() -> Observation:
+    empty = np.zeros((478, 3), np.float32)
+    return Observation(0, 0.0, 0, np.zeros((112, 112, 3), np.uint8), empty, np.zeros(3), np.eye(2, 3), empty, np.zeros(4), 1.0, 1.0)

@@ -1,0 +1,167 @@
+"""The gates against closed forms: how far each opens on which evidence, and how far a reading may move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+from personalize.aus import AUS, COLUMNS
+from personalize.gate import Evidence, hear, opening
+from personalize.reader import blend
+
+K = len(AUS)
+
+
+@pytest.fixture
+def evidence() -> Callable[..., Evidence]:
+    """Evidence that is the same for all AUs: best of all, unless told otherwise."""
+
+    def make(**given: float) -> Evidence:
+        values = {"gain": 0.3, "agreement": 0.99, "consensus": 0.1, "moves": 0.8, "labelled": np.nan} | given
+        return Evidence(**{k: np.full(K, v) for k, v in values.items()})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("given", "confidence", "expected"),
+    [
+        ({}, 1.0, 1.0),
+        ({}, 0.6, 0.6),
+        ({}, 0.0, 0.0),
+        # Nobody has anything to say: half at most.
+        ({"gain": np.nan, "agreement": np.nan, "consensus": np.nan, "moves": 0.0}, 1.0, 0.5),
+        ({"gain": np.nan, "agreement": np.nan, "consensus": np.nan, "moves": 0.0}, 0.4, 0.2),
+        # Worse on held-out samples: shut. No change: half.
+        ({"gain": -0.05}, 1.0, 0.0),
+        ({"gain": -2.0}, 1.0, 0.0),
+        ({"gain": 0.0}, 1.0, 0.5),
+        ({"gain": 0.025}, 1.0, 0.75),
+        # Another movement than the base sees, clearly: shut; where the base sees none, it does not matter.
+        ({"agreement": 0.5}, 1.0, 0.0),
+        ({"agreement": -1.0}, 1.0, 0.0),
+        ({"agreement": 0.675}, 1.0, 0.5),
+        ({"agreement": -1.0, "moves": 0.15}, 1.0, 1.0),
+        ({"agreement": -1.0, "moves": 0.325}, 1.0, 0.5),
+        # The branches agree less than they did.
+        ({"consensus": -0.35}, 1.0, 0.0),
+        ({"consensus": -0.225}, 1.0, 0.5),
+        ({"consensus": 0.4}, 1.0, 1.0),
+        # Labels outweigh all others, both ways.
+        ({"labelled": 0.05, "gain": -1.0, "agreement": -1.0, "consensus": -1.0}, 0.0, 1.0),
+        ({"labelled": 0.0}, 1.0, 0.0),
+        ({"labelled": 0.02}, 1.0, 0.4),
+        ({"labelled": -0.3}, 1.0, 0.0),
+    ],
+)
+def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], confidence: float, expected: float) -> None:
+    opened = opening(evidence(**given), confidence)
+    assert opened.shape == (K,) and opened.dtype == np.float32
+    np.testing.assert_allclose(opened, expected, atol=1e-6)
+
+
+def test_every_gate_is_its_own(evidence: Callable[..., Evidence]) -> None:
+    seen = evidence()
+    seen.gain[3], seen.labelled[5] = -1.0, -1.0
+    shut = opening(seen, 1.0) == 0
+    assert np.flatnonzero(shut).tolist() == [3, 5]
+
+
+def test_never_beyond_its_range() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        draw = {k: np.where(rng.random(K) < 0.2, np.nan, rng.normal(0, 2, K)) for k in ("gain", "agreement", "consensus", "labelled")}
+        opened = opening(Evidence(**draw, moves=rng.uniform(0, 2, K)), float(rng.random()))
+        assert np.isfinite(opened).all() and opened.min() >= 0 and opened.max() <= 1
+
+
+def readings(rng: np.random.Generator, n: int = 40) -> dict[str, np.ndarray]:
+    names = ("base", "personal", "base_crop", "base_landmarks", "personal_crop", "personal_landmarks")
+    return {name: rng.uniform(0, 5, (n, K)) for name in names}
+
+
+def test_witnesses_against_scipy() -> None:
+    rng = np.random.default_rng(1)
+    frames = readings(rng)
+    frames["base"][:, 2] = 1.0  # stands still: nothing to agree with
+    base, own, target = (rng.uniform(0, 5, (60, K)) for _ in range(3))
+    known = rng.random((60, K)) < 0.5
+    known[7:, 4] = False  # seven labels are too few
+    said = hear((base, own, target, known), frames, None)
+
+    def r(a: str, b: str, k: int) -> float:
+        return float(pearsonr(frames[a][:, k], frames[b][:, k])[0])
+
+    for k in range(K):
+        if k != 2:
+            assert said.agreement[k] == pytest.approx(r("personal", "base", k), abs=1e-9)
+        change = r("personal_crop", "personal_landmarks", k) - r("base_crop", "base_landmarks", k)
+        assert said.consensus[k] == pytest.approx(change, abs=1e-9)
+        if k != 4:
+            rows = known[:, k]
+            before, after = np.abs(base[rows, k] - target[rows, k]).mean(), np.abs(own[rows, k] - target[rows, k]).mean()
+            assert said.gain[k] == pytest.approx((before - after) / before, abs=1e-9)
+        assert said.moves[k] == pytest.approx(np.sqrt(np.mean((frames["base"][:, k] - frames["base"][:, k].mean()) ** 2)), abs=1e-9)
+    assert np.isnan(said.agreement[2]) and np.isnan(said.gain[4]) and np.isnan(said.labelled).all()
+    assert list(said.rows()) == list(COLUMNS)
+    assert said.rows()[COLUMNS[1]]["gain"] == pytest.approx(said.gain[1])
+
+
+def test_a_handful_of_frames_says_nothing() -> None:
+    said = hear(None, readings(np.random.default_rng(2), 11), None)
+    assert all(np.isnan(v).all() for v in (said.gain, said.agreement, said.consensus, said.labelled))
+    without_mesh = {k: v for k, v in readings(np.random.default_rng(2)).items() if k in ("base", "personal")}
+    said = hear(None, without_mesh, None)
+    assert np.isnan(said.consensus).all() and not np.isnan(said.agreement).any()
+
+
+def test_labels_are_heard() -> None:
+    base = np.full((20, K), 2.0)
+    own = np.full((20, K), 1.0)
+    said = hear(None, readings(np.random.default_rng(3)), (base, own, np.zeros((20, K)), np.ones((20, K), bool)))
+    np.testing.assert_allclose(said.labelled, 0.5)
+
+
+# What the gates do to a reading
+
+
+def draw(seed: int, n: int = 50) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "base": rng.uniform(0, 5, (n, K)).astype(np.float32),
+        "personal": rng.uniform(0, 5, (n, K)).astype(np.float32),
+        "gate": rng.uniform(0, 1, K),
+        "trust": rng.uniform(0, 3, K),
+        "offsets": rng.normal(0, 1, K),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_reading_moves_further_than_gate_times_trust(seed: int) -> None:
+    given = draw(seed)
+    out = blend(**given)
+    assert out.dtype == np.float32 and out.min() >= 0 and out.max() <= 5
+    assert (np.abs(out - given["base"]) <= given["gate"] * given["trust"] + 1e-6).all()
+    towards = given["personal"] + given["offsets"] - given["base"]
+    assert (np.sign(out - given["base"]) * np.sign(towards) >= 0).all(), "never away from the person's reading"
+
+
+def test_blend_is_its_formula() -> None:
+    given = draw(9, 20)
+    out = blend(**given)
+    for i in range(20):
+        for k in range(K):
+            b = float(given["base"][i, k])
+            move = float(given["personal"][i, k]) + given["offsets"][k] - b
+            move = max(-given["trust"][k], min(given["trust"][k], move))
+            assert out[i, k] == pytest.approx(min(max(b + given["gate"][k] * move, 0), 5), abs=1e-5)
+
+
+def test_a_shut_gate_gives_exactly_the_base() -> None:
+    given = draw(4)
+    given["gate"][::2] = 0.0
+    assert np.array_equal(blend(**given)[:, ::2], given["base"][:, ::2])

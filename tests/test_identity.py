@@ -1,0 +1,149 @@
+"""The neutral of a clip: calm frames, not usual ones; the user's choice; and how sure of it one may be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from personalize.aus import AUS, COLUMNS
+from personalize.faces import Observation
+from personalize.identity import Identity, find_neutral
+
+K = len(AUS)
+AU4, AU12 = AUS.index(4), AUS.index(12)
+REST = np.random.default_rng(0).normal(0, 0.4, (478, 3)).astype(np.float32)
+FROWN = np.zeros((478, 3), np.float32)
+FROWN[:60, 1] = 0.08
+
+
+def seen(frame: int, frown: float = 0.0, quality: float = 0.9, yaw: float = 0.0, mesh: bool = True, noise: float = 0.001) -> Observation:
+    """A face at 10 frames a second; its points tremble by ``noise``, its brows are lowered by ``frown``; crop value = frame number."""
+    trembling = np.random.default_rng(frame).normal(0, noise, (478, 3))
+    return Observation(
+        frame=frame,
+        timestamp=frame / 10,
+        face_id=0,
+        crop=np.full((112, 112, 3), frame % 256, np.uint8),
+        landmarks=(REST + frown * FROWN + trembling).astype(np.float32) if mesh else None,
+        pose=np.array([0, yaw, 0], np.float32),
+        to_frame=np.eye(2, 3, dtype=np.float32),
+        image_landmarks=np.zeros((478, 3), np.float32),
+        box=np.array([0, 0, 100, 100], np.float32),
+        confidence=1.0,
+        quality=quality,
+    )
+
+
+def still(n: int, level: float = 0.05) -> np.ndarray:
+    return np.full((n, K), level, np.float32)
+
+
+def test_who_frowns_most_of_the_time_rests_in_the_other_frames() -> None:
+    """60% frown: the median face frowns, the neutral must not."""
+    frowns = np.random.default_rng(1).permutation(np.arange(200) % 10 < 6)
+    observations = [seen(i, float(f)) for i, f in enumerate(frowns)]
+    intensity = still(200)
+    intensity[frowns, AU4] = 3.5
+    median = np.median([o.landmarks for o in observations], axis=0)
+    assert np.abs(median - REST - FROWN).max() < 0.01
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and neutral.landmarks is not None
+    assert not frowns[neutral.indices].any()
+    assert np.abs(neutral.landmarks - REST).max() < 0.005
+    assert not frowns[int(neutral.crop[0, 0, 0])], "the picture is one of the calm frames"
+    assert neutral.confidence == pytest.approx(1.0)
+
+
+def test_calmest_first_a_twentieth_of_the_frames() -> None:
+    observations = [seen(i) for i in range(200)]
+    intensity = still(200)
+    intensity[:, AU12] = np.random.default_rng(2).permutation(200) / 60
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None
+    order = np.argsort(intensity[:, AU12])
+    assert 3 <= len(neutral.indices) <= 10 and set(neutral.indices) <= set(order[:10])
+    assert (np.diff(intensity[neutral.indices, AU12]) > 0).all()
+
+
+@pytest.mark.parametrize("worse", [{"yaw": 0.6}, {"quality": 0.2}])
+def test_turned_or_bad_frames_are_no_neutral(worse: dict[str, float]) -> None:
+    observations = [seen(i, **(worse if i % 4 else {})) for i in range(80)]
+    intensity = still(80)
+    intensity[::4] += 0.02  # the good frames are a little less calm
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and (neutral.indices % 4 == 0).all()
+
+
+def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
+    observations = [seen(i, frown=float(20 <= i < 30)) for i in range(60)]
+    intensity = still(60)
+    intensity[20:30, AU4] = 4.0
+    neutral = find_neutral(observations, intensity, at_seconds=2.5)
+    assert neutral is not None and neutral.landmarks is not None
+    assert set(neutral.indices) <= {23, 24, 25, 26, 27} and neutral.indices[0] == 25
+    assert neutral.crop[0, 0, 0] == 25 and neutral.confidence == 1.0
+    assert np.abs(neutral.landmarks - REST - FROWN).max() < 0.01
+
+
+def test_the_users_moment_without_a_face_takes_the_nearest() -> None:
+    observations = [seen(i) for i in (0, 1, 2, 50, 51)]
+    neutral = find_neutral(observations, still(5), at_seconds=2.0)
+    assert neutral is not None and neutral.indices.tolist() == [2]
+
+
+def test_no_usable_frame_no_neutral() -> None:
+    assert find_neutral([seen(i, quality=0.04) for i in range(20)], still(20)) is None
+    assert find_neutral([], still(0)) is None
+
+
+def test_confidence_falls_where_nobody_is_ever_calm() -> None:
+    observations = [seen(i) for i in range(100)]
+    found = [find_neutral(observations, still(100, level)) for level in (0.05, 0.2, 0.4, 1.0)]
+    confidences = [n.confidence for n in found if n is not None]
+    assert len(confidences) == 4
+    assert confidences[0] == pytest.approx(1.0) and (np.diff(confidences) < 0).all() and confidences[3] < 0.1
+
+
+def test_confidence_falls_with_few_frames() -> None:
+    few, many = find_neutral([seen(0)], still(1)), find_neutral([seen(i) for i in range(25)], still(25))
+    assert few is not None and many is not None
+    assert few.indices.tolist() == [0]
+    assert few.confidence < 0.5 < many.confidence
+
+
+def test_frames_that_disagree_are_dropped() -> None:
+    """A tracker that slips gives a calm reading and wrong points: they must not move the mean."""
+    observations = [seen(i) for i in range(200)]
+    slipped = (3, 6)
+    for i in slipped:
+        observations[i] = seen(i, frown=5.0)
+    intensity = still(200)
+    intensity[:10] = 0.0  # the ten calmest, the slipped ones among them
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and neutral.landmarks is not None
+    assert not set(slipped) & set(neutral.indices.tolist()) and len(neutral.indices) >= 5
+    assert np.abs(neutral.landmarks - REST).max() < 0.005
+
+
+def test_without_a_mesh_the_picture_remains() -> None:
+    neutral = find_neutral([seen(i, mesh=False) for i in range(40)], still(40))
+    assert neutral is not None and neutral.landmarks is None and neutral.crop.shape == (112, 112, 3)
+
+
+def test_a_person_half_with_a_mesh() -> None:
+    """Frames without points beside frames with: the mean is of those with, and the picture of a frame that agrees."""
+    observations = [seen(i, mesh=i % 3 > 0) for i in range(120)]
+    neutral = find_neutral(observations, still(120))
+    assert neutral is not None and neutral.landmarks is not None
+    assert np.abs(neutral.landmarks - REST).max() < 0.005
+
+
+def test_coverage() -> None:
+    observations = [seen(i, yaw=np.radians(i - 10)) for i in range(21)]
+    intensity = still(21)
+    intensity[:7, AU12] = 2.0
+    covered = Identity("her", observations, intensity, None, (320, 240)).coverage()
+    assert covered["frames"] == 21 and covered["quality"] == pytest.approx(0.9)
+    assert covered["yaw"] == pytest.approx([-9.6, 9.6], abs=1e-4) and covered["pitch"] == [0, 0]
+    assert isinstance(covered["aus"], dict) and covered["aus"][COLUMNS[AU12]] == pytest.approx(1 / 3, abs=1e-3)
+    assert covered["brightness"] == pytest.approx(10 / 255)
