@@ -85,7 +85,8 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     score = activity + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
-    calm = float(np.exp(-max(float(np.median(activity[keep])) - 2.0, 0) / 6.0))
+    # True neutrals of validation people read 3.2 in the median, other faces 5.7.
+    calm = float(np.exp(-max(float(np.median(activity[keep])) - 3.5, 0) / 4.0))
     enough = min(1.0, len(usable) / 25)
     return _merge(observations, keep, calm * (0.4 + 0.6 * enough))
 
