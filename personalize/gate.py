@@ -81,14 +81,22 @@ def _ramp(x: np.ndarray, zero: float, one: float, missing: float) -> np.ndarray:
     return np.where(np.isnan(x), missing, np.clip((x - zero) / (one - zero), 0, 1))
 
 
-def opening(evidence: Evidence, confidence: float, closed_agreement: float = 0.5, open_agreement: float = 0.85) -> np.ndarray:
+def opening(
+    evidence: Evidence, confidence: float, reliability: np.ndarray, closed_agreement: float = 0.5, open_agreement: float = 0.85
+) -> np.ndarray:
     """(K,) 0-1, how far each gate opens.
 
     confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
-    as far as the base sees the AU move; between ``closed_agreement`` and ``open_agreement`` the gate goes from shut to open.
+    as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
+    0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well there is little to gain,
+    two good readings must agree closely, and more agreement is asked for.
     """
+    known = np.clip(np.nan_to_num(reliability), 0, 1)
+    shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
+    wide = np.maximum(open_agreement, np.minimum(shut + 0.1, 0.99))
     clear = np.clip((evidence.moves - 0.15) / 0.35, 0, 1)
-    agree = 1 - clear * (1 - _ramp(evidence.agreement, closed_agreement, open_agreement, 1.0))
+    heard = np.where(np.isnan(evidence.agreement), 1.0, np.clip((evidence.agreement - shut) / (wide - shut), 0, 1))
+    agree = 1 - clear * (1 - heard)
     gain = _ramp(evidence.gain, -0.05, 0.05, 0.5)
     consensus = _ramp(evidence.consensus, -0.35, -0.1, 1.0)
     gate = confidence * gain * agree * consensus

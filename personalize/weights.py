@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load, save_file
 
 from . import ui
-from .aus import AUS
+from .aus import AUS, column
 from .errors import ProfileError
 from .model import AUNet
 
@@ -27,6 +27,11 @@ class Base:
 
     def __init__(self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any]) -> None:
         self.name, self.sha256, self.net, self.thresholds, self.card = name, sha256, net, thresholds, card
+
+    def reliability(self) -> np.ndarray:
+        """(K,) ICC of each AU on validation people, from the card; 0 where the card has none."""
+        table = self.card.get("validation", {}).get("fused", {})
+        return np.array([table.get(column(au), {}).get("icc", 0.0) for au in AUS], np.float32)
 
     def fresh(self) -> AUNet:
         """A copy of the network, free to adapt."""

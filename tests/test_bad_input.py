@@ -204,7 +204,7 @@ def test_profiles(face_clip: Clip, refused: Callable[..., str], tmp_path: Path) 
     save_profile(Path("named"), base_name="hers", base_sha256="0" * 64)
     assert (
         refused(*words, "named")
-        == "no base model at hers.safetensors: give 'base', or the path that 'personalize base fit --output' wrote."
+        == "the profile named was fitted on the base model 'hers', which is not the shipped one: give its path with --base."
     )
     save_profile(Path("adapted"), adapter="lorra", delta={"head.latent.bias": torch.zeros(22)})
     assert refused(*words, "adapted").startswith("unknown adapter 'lorra'. Did you mean 'lora'? There is: ")

@@ -63,8 +63,8 @@ def test_default_is_what_the_contract_says() -> None:
 
 def test_base_recipe_changes_only_what_it_names() -> None:
     default, fast = load_recipe("default"), load_recipe("fast")
-    assert {k for k in default if default[k] != fast[k]} == {"rounds", "generator", "optim"}
-    assert fast["optim"] == {**default["optim"], "max_steps": 100}
+    assert {k for k in default if default[k] != fast[k]} == {"generator", "optim"}
+    assert fast["optim"] == {**default["optim"], "max_steps": 40}
 
 
 def test_a_recipe_says_which_regularizers_there_are() -> None:

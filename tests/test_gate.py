@@ -59,7 +59,7 @@ def evidence() -> Callable[..., Evidence]:
     ],
 )
 def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], confidence: float, expected: float) -> None:
-    opened = opening(evidence(**given), confidence)
+    opened = opening(evidence(**given), confidence, np.zeros(K))
     assert opened.shape == (K,) and opened.dtype == np.float32
     np.testing.assert_allclose(opened, expected, atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], con
 def test_every_gate_is_its_own(evidence: Callable[..., Evidence]) -> None:
     seen = evidence()
     seen.gain[3], seen.labelled[5] = -1.0, -1.0
-    shut = opening(seen, 1.0) == 0
+    shut = opening(seen, 1.0, np.zeros(K)) == 0
     assert np.flatnonzero(shut).tolist() == [3, 5]
 
 
@@ -75,7 +75,7 @@ def test_never_beyond_its_range() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         draw = {k: np.where(rng.random(K) < 0.2, np.nan, rng.normal(0, 2, K)) for k in ("gain", "agreement", "consensus", "labelled")}
-        opened = opening(Evidence(**draw, moves=rng.uniform(0, 2, K)), float(rng.random()))
+        opened = opening(Evidence(**draw, moves=rng.uniform(0, 2, K)), float(rng.random()), rng.uniform(0, 1, K))
         assert np.isfinite(opened).all() and opened.min() >= 0 and opened.max() <= 1
 
 
@@ -165,3 +165,11 @@ def test_a_shut_gate_gives_exactly_the_base() -> None:
     given = draw(4)
     given["gate"][::2] = 0.0
     assert np.array_equal(blend(**given)[:, ::2], given["base"][:, ::2])
+
+
+def test_what_the_base_reads_well_must_be_agreed_with_closely() -> None:
+    seen = Evidence(*(np.full(K, v) for v in (0.3, 0.86, np.nan, 1.0, np.nan)))
+    opened = opening(seen, 1.0, np.linspace(0, 1, K))
+    assert opened[0] == pytest.approx(1.0)
+    assert opened[-1] == 0.0
+    assert (np.diff(opened) <= 1e-6).all()
