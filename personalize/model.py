@@ -48,6 +48,19 @@ class OrdinalHead(nn.Module):
         return self.latent(features)[..., None] - self.cuts()
 
 
+def _points_branch(hidden: int, width: int, dropout: float) -> nn.Sequential:
+    """(B, 478 * 3) standardised points to (B, width)."""
+    return nn.Sequential(
+        nn.Linear(POINTS * 3, hidden),
+        nn.LayerNorm(hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, width),
+        nn.LayerNorm(width),
+        nn.GELU(),
+    )
+
+
 class AUNet(nn.Module):
     """Crop and landmarks in, AU intensities out; see :meth:`forward`.
 
@@ -79,26 +92,10 @@ class AUNet(nn.Module):
         self.register_buffer("landmark_std", torch.ones(POINTS, 3))
         self.register_buffer("pixel_mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("pixel_std", torch.full((3, 1, 1), 0.25))
-        self.landmark_project = nn.Sequential(
-            nn.Linear(POINTS * 3, hidden),
-            nn.LayerNorm(hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.LayerNorm(width),
-            nn.GELU(),
-        )
+        self.landmark_project = _points_branch(hidden, width, dropout)
         # Small displacements from the neutral are the signal; they get a projection of their own, at their own scale.
         self.register_buffer("shift_std", torch.ones(POINTS, 3))
-        self.shift_project = nn.Sequential(
-            nn.Linear(POINTS * 3, hidden),
-            nn.LayerNorm(hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.LayerNorm(width),
-            nn.GELU(),
-        )
+        self.shift_project = _points_branch(hidden, width, dropout)
         self.fuse = nn.Sequential(
             nn.Linear(4 * width + 4, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.GELU()
         )
