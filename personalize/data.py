@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import geometry, ui
-from .aus import AUS, COLUMNS
+from .aus import AUS
 from .faces import Observation, Tracker
 from .generators import Generator, Request
 from .identity import Identity
@@ -283,8 +283,3 @@ class PersonData(L.LightningDataModule):
 
 def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
-
-
-def per_au(values: np.ndarray) -> dict[str, float]:
-    """(K,) values by column name, rounded for files."""
-    return {c: round(float(v), 4) for c, v in zip(COLUMNS, values, strict=True)}

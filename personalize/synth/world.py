@@ -15,7 +15,7 @@ import torch
 
 from ..aus import AUS
 from ..geometry import rotation_matrix
-from . import expression, head
+from . import expression
 from .person import Person, controls, person_seed, topology
 from .render import Pictures, Renderer, to_srgb
 from .scene import Scene, expose, stack_views
@@ -179,8 +179,3 @@ class World:
 def rotation_of(pose: np.ndarray) -> np.ndarray:
     """(T, 3) radians, OpenFace's pose_Rx, pose_Ry, pose_Rz, to (T, 3, 3) rotations of the head in camera axes."""
     return np.stack([rotation_matrix(*map(float, angles)) for angles in pose]).astype(np.float32)
-
-
-def mean_head() -> np.ndarray:
-    """(V, 3) the mean head's vertices in mm, without accessories."""
-    return head.load().vertices
