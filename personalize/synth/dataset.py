@@ -1,6 +1,7 @@
 """Training data from the synthetic world: renders that went through the same tracker as users' clips.
 
 ``python -m personalize.synth.dataset DIR --people 4000`` writes shards of tracked, aligned samples; the base model learns from them.
+With ``--setting second`` they are filmed in a way that training never sees, to measure the step from one world to another.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import torch
 from .. import geometry
 from ..aus import COLUMNS
 from .person import person_seed
-from .scene import degrade, occlude
+from .scene import FACE_HEIGHT, SETTINGS, degrade, draw_shrink, known_setting, occlude
 from .world import World
 
-FIELDS = ("crop", "landmarks", "pose", "target", "person", "neutral")
+FIELDS = (
+    "crop", "landmarks", "pose", "target", "person", "neutral", "face_px", "tone", "sex", "age", "hard", "below", "occluded",
+)  # fmt: skip
+"""face_px: height of the face in pixels as filmed. tone: 0-9 on the Monk scale. sex: 0 male, 1 female. age: years. hard: how dark the key
+light's shadows are, 0-0.97. below: whether the key light shines from below. occluded: whether something is in front of the face."""
 
 
 def tracked_sample(image: np.ndarray, tracker: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -33,27 +38,33 @@ def tracked_sample(image: np.ndarray, tracker: Any) -> tuple[np.ndarray, np.ndar
     return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)
 
 
-def make_shard(path: Path, split: str, first: int, people: int, each: int, size: int) -> int:
+def make_shard(path: Path, split: str, first: int, people: int, each: int, size: int, setting: str = "first") -> int:
     """Render and track ``each`` pictures (two of them neutral) of ``people`` people; returns how many the tracker found."""
     from personalize_plugins.trackers.mediapipe import MediaPipeTracker
 
     torch.set_num_threads(1)
-    world, tracker = World(size=size), MediaPipeTracker(num_faces=1)
+    world, tracker = World(size=size, setting=setting), MediaPipeTracker(num_faces=1)
     rows: dict[str, list[np.ndarray]] = {f: [] for f in FIELDS}
     for index in range(first, first + people):
         person = world.person(split, index)
         shot = world.stills(person, each, seed=1, neutral=2)
         rng = np.random.default_rng([person_seed(split, index), 7004])
         centre = shot.project(np.tile(np.array([[0, 30.0, -10]]), (each, 1, 1)))[:, 0]
+        heights = FACE_HEIGHT * shot.focal / shot.translation[:, 2]
+        about = (np.float32(person.tone), np.int8(person.sex), np.float32(person.age))
         for i, image in enumerate(shot.images):
             image = image.copy()
-            if rng.random() < 0.15:
+            occluded = rng.random() < 0.15
+            if occluded:
                 occlude(image, rng, (centre[i, 0], centre[i, 1]), 75 * shot.focal[i] / centre[i, 2])
-            image = degrade(image, rng)
-            found = tracked_sample(image, tracker)
+            shrink = draw_shrink(rng, heights[i])
+            found = tracked_sample(degrade(image, rng, shrink=shrink), tracker)
             if found is None:
                 continue
-            for field, value in zip(FIELDS, (*found, shot.target[i], np.int32(index), np.bool_(i < 2)), strict=True):
+            scene = shot.scenes[i]
+            light = (np.float32(scene.shadow), np.bool_(scene.from_below))
+            truth = (shot.target[i], np.int32(index), np.bool_(i < 2), np.float32(heights[i] * shrink))
+            for field, value in zip(FIELDS, (*found, *truth, *about, *light, np.bool_(occluded)), strict=True):
                 rows[field].append(np.asarray(value, np.float16 if field in ("landmarks", "target") else None))
     temporary = path.with_suffix(".tmp.npz")
     arrays: dict[str, Any] = {f: np.stack(v) for f, v in rows.items()}
@@ -68,15 +79,29 @@ def _work(job: tuple[Any, ...]) -> int:
     return 0 if path.exists() else make_shard(*job)
 
 
+def _name(split: str, setting: str) -> str:
+    """How the shards of a split begin."""
+    return split if known_setting(setting) == "first" else f"{split}-{setting}"
+
+
 def make(
-    folder: Path, split: str, people: int, each: int = 8, size: int = 160, workers: int = 2, per_shard: int = 40, first: int = 0
+    folder: Path,
+    split: str,
+    people: int,
+    each: int = 8,
+    size: int = 160,
+    workers: int = 2,
+    per_shard: int = 40,
+    first: int = 0,
+    setting: str = "first",
 ) -> None:
     """Write shards for ``people`` people of a split; shards that are there already are kept, so a run can be continued."""
     from ..ui import progress
 
+    name = _name(split, setting)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (folder / f"{split}-{start:06d}.npz", split, start, min(per_shard, first + people - start), each, size)
+        (folder / f"{name}-{start:06d}.npz", split, start, min(per_shard, first + people - start), each, size, setting)
         for start in range(first, first + people, per_shard)
     ]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -84,11 +109,15 @@ def make(
             pass
 
 
-def load(folder: Path, split: str, limit: int | None = None) -> dict[str, np.ndarray]:
-    """All shards of a split, joined. crop (N, 112, 112, 3) uint8; landmarks, target float16; person int32; neutral bool; pose float32."""
-    paths = sorted(folder.glob(f"{split}-*.npz"))[:limit]
+def load(folder: Path, split: str, limit: int | None = None, setting: str = "first") -> dict[str, np.ndarray]:
+    """All shards of a split in a setting, joined.
+
+    crop (N, 112, 112, 3) uint8; landmarks, target float16; pose, face_px, tone, age, hard float32; person int32; sex int8; the rest bool.
+    """
+    paths = sorted(folder.glob(f"{_name(split, setting)}-{'[0-9]' * 6}.npz"))[:limit]
     if not paths:
-        raise FileNotFoundError(f"no shards of split '{split}' in {folder}")
+        where = "" if setting == "first" else f" in the {setting} setting"
+        raise FileNotFoundError(f"no shards of split '{split}'{where} in {folder}")
     parts = []
     for path in paths:
         with np.load(path, allow_pickle=False) as data:
@@ -114,5 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--each", type=int, default=8)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--setting", default="first", choices=SETTINGS)
     a = parser.parse_args()
-    make(a.folder, a.split, a.people, a.each, a.size, a.workers, first=a.first)
+    make(a.folder, a.split, a.people, a.each, a.size, a.workers, first=a.first, setting=a.setting)

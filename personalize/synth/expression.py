@@ -19,13 +19,23 @@ COMBINATIONS: tuple[tuple[int, ...], ...] = (
     (4, 5, 7, 23), (4, 9), (4, 43), (2, 14), (9,), (9, 17), (9, 10), (9, 10, 17), (9, 4, 17), (10,), (10, 17), (10, 12), (10, 6),
     (10, 16), (14,), (14, 17), (15,), (15, 17), (15, 24), (15, 4), (16,), (16, 20), (17,), (17, 24), (17, 23), (17, 18), (17, 7),
     (17, 1, 2), (18,), (18, 22), (20,), (20, 1, 2, 4), (20, 5), (20, 12), (22,), (22, 5), (23,), (23, 7), (24,), (24, 4), (28,),
-    (28, 1), (43,), (43, 12), (43, 7), (5,), (5, 2), (7,), (7, 2),
+    (28, 1), (43,), (43, 12), (43, 7), (5,), (5, 2), (7,), (7, 2), (18, 1, 2), (18, 4), (18, 6), (22, 4), (22, 1, 2), (22, 6),
+    (20, 4), (20, 6), (20, 17), (20, 9), (24, 6), (24, 9), (24, 1, 2), (24, 43), (28, 4), (28, 6), (28, 7), (28, 9), (28, 5), (28, 43),
+    (16, 6), (16, 4), (16, 1), (23, 6), (23, 9), (23, 4), (23, 24), (22, 16), (6, 43), (15, 9), (9, 6, 17),
 )  # fmt: skip
 """Plausible sets of AUs that go together, prototypes and many that are none."""
 _EXCLUSIVE = (
-    (5, 43), (18, 20), (22, 20), (12, 15), (24, 22), (28, 18), (28, 22), (24, 18), (28, 24), (16, 28), (16, 24), (20, 24), (23, 24),
-    (23, 28), (23, 20), (10, 28),
+    (5, 43), (18, 20), (22, 20), (12, 15), (24, 22), (28, 18), (28, 22), (24, 18), (28, 24), (16, 28), (16, 24), (20, 24), (23, 28),
+    (23, 20), (18, 23), (10, 28),
 )  # fmt: skip
+_CHANCE = {
+    1: 0.20, 2: 0.20, 4: 0.22, 5: 0.36, 6: 0.26, 7: 0.25, 9: 0.29, 10: 0.28, 12: 0.44, 14: 0.27, 15: 0.43, 16: 0.06, 17: 0.28,
+    18: 0.30, 20: 0.16, 22: 0.14, 23: 0.16, 24: 0.36, 28: 0.54, 43: 0.33,
+}  # fmt: skip
+"""How often each AU is part of an independent set, fitted to even out what the combinations and the exclusions leave; for :data:`_SHAPES`
+the weights of a draw among them."""
+_SHAPES = (16, 18, 20, 22, 23, 24, 28)
+"""What the lips do: some of these at a time, most exclude each other."""
 _CLOSED_LIPS = (17, 18, 23, 24, 28, 14)
 _LIPS = [AUS.index(a) for a in _CLOSED_LIPS]
 
@@ -62,27 +72,32 @@ def _intensity(rng: np.random.Generator) -> float:
 def sample_still(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One expression: (K,) intensities and (C,) further control values."""
     aus = np.zeros(len(AUS), np.float32)
-    kind = rng.choice(["neutral", "single", "combination", "independent", "speech"], p=[0.06, 0.16, 0.32, 0.34, 0.12])
+    kind = rng.choice(["neutral", "single", "combination", "independent", "speech"], p=[0.05, 0.09, 0.30, 0.48, 0.08])
     if kind == "single":
-        aus[AUS.index(int(rng.choice([a for a in AUS if a not in (25, 26)])))] = _intensity(rng)
+        aus[AUS.index(int(rng.choice(list(_CHANCE))))] = _intensity(rng)
     elif kind == "combination":
         for _ in range(1 + (rng.random() < 0.45)):
             level = _intensity(rng)
             for au in COMBINATIONS[rng.integers(len(COMBINATIONS))]:
                 aus[AUS.index(au)] = np.clip(level + rng.normal(0, 1.0), 0.2, 5)
     elif kind == "independent":
-        for k, au in enumerate(AUS):
-            if au not in (25, 26) and rng.random() < (0.10 if au == 43 else 0.22):
-                aus[k] = _intensity(rng)
+        chosen = [au for au, chance in _CHANCE.items() if au not in _SHAPES and rng.random() < chance]
+        weights = np.array([_CHANCE[au] for au in _SHAPES])
+        shapes: list[int] = []
+        for au in rng.choice(_SHAPES, len(_SHAPES), replace=False, p=weights / weights.sum()).tolist():
+            if not any({au, other} in map(set, _EXCLUSIVE) for other in shapes) and rng.random() < (0.4 if shapes else 0.95):
+                shapes.append(au)
+        for au in (*chosen, *shapes):
+            aus[AUS.index(au)] = _intensity(rng)
     elif kind == "speech":
         for au in rng.choice([18, 22, 20, 16, 10, 12, 14, 17, 23, 24], 2, replace=False):
-            aus[AUS.index(int(au))] = rng.uniform(0.2, 3)
+            aus[AUS.index(int(au))] = rng.uniform(0.2, 4)
         for au in rng.choice([1, 2, 4, 6, 7, 9], int(rng.integers(0, 3)), replace=False):
             aus[AUS.index(int(au))] = _intensity(rng)
     _settle(aus, rng)
     extra = np.zeros(len(controls()[0]), np.float32)
     closed = aus[_LIPS].max() > 1.0
-    if kind == "speech" or rng.random() < (0.08 if closed else 0.33):
+    if kind == "speech" or rng.random() < (0.12 if closed else 0.5):
         _open(extra, float(rng.beta(1.1, 2.2)), float(rng.uniform(0, 1)))
     for name in ("jawLeft", "jawRight", "jawForward", "mouthLeft", "mouthRight", "cheekPuff"):
         if rng.random() < 0.04:

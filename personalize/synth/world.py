@@ -18,7 +18,7 @@ from ..geometry import rotation_matrix
 from . import expression
 from .person import Person, controls, person_seed, topology
 from .render import Pictures, Renderer, to_srgb
-from .scene import Scene, expose, stack_views
+from .scene import Scene, expose, film, known_setting, other_skin, stack_views
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Shot:
 
     images: (T, S, S, 3) uint8 sRGB. target: (T, K) intensities 0-5, AU25 and AU26 measured. pose: (T, 3) radians pitch, yaw, roll as
     OpenFace signs them. local: (T, V, 3) vertices in head axes, mm; rotation, translation, focal: the cameras. buffers: the renderer's
-    ground truth (triangles, weights, normals).
+    ground truth (triangles, weights, normals). scenes: of each frame.
     """
 
     images: np.ndarray
@@ -38,6 +38,7 @@ class Shot:
     translation: np.ndarray
     focal: np.ndarray
     buffers: Pictures
+    scenes: list[Scene]
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """(T, N, 3) points in head axes to (T, N, 3): pixels and depth in mm."""
@@ -110,10 +111,13 @@ class Shot:
 
 
 class World:
-    """Renders people. size: pixels of the square pictures; device: 'cpu' or 'cuda:0'."""
+    """Renders people. size: pixels of the square pictures; device: 'cpu' or 'cuda:0'.
 
-    def __init__(self, size: int = 160, device: str = "cpu", supersample: int = 2) -> None:
-        self.size, self.device = size, device
+    setting: 'first', or 'second', another light, camera and skin that training never sees; the truth of a seed is the same in both.
+    """
+
+    def __init__(self, size: int = 160, device: str = "cpu", supersample: int = 2, setting: str = "first") -> None:
+        self.size, self.device, self.setting = size, device, known_setting(setting)
         self.renderer = Renderer(topology(), size=size, supersample=supersample, device=device)
 
     @staticmethod
@@ -125,7 +129,9 @@ class World:
         self, person: Person, aus: np.ndarray, extra: np.ndarray, pose: np.ndarray, gaze: np.ndarray, scenes: list[Scene], batch: int = 16
     ) -> Iterator[Shot]:
         """Render T frames in batches. aus: (T, K), extra: (T, C), pose: (T, 3), gaze: (T, 2), scenes: T, or one for all."""
-        albedo = torch.from_numpy(person.albedo)[None].to(self.device)
+        second = self.setting == "second"
+        skin = other_skin(person.albedo, person.seed) if second else person.albedo
+        albedo = torch.from_numpy(skin)[None].to(self.device)
         for start in range(0, len(aus), batch):
             rows = slice(start, start + batch)
             values = person.activate(aus[rows], extra[rows])
@@ -147,9 +153,13 @@ class World:
             images = []
             for i, scene in enumerate(chosen):
                 face = expose(colour[i], alpha[i], scene.exposure)
-                images.append(face + (1 - alpha[i][..., None]) * scene.background(self.size))
+                image = face + (1 - alpha[i][..., None]) * scene.background(self.size)
+                if second:
+                    camera, grain = (np.random.default_rng([scene.background_seed, 7006, *key]) for key in ((), (start + i,)))
+                    image = film(image, camera, grain)
+                images.append(image)
             srgb = (to_srgb(torch.from_numpy(np.stack(images))) * 255).round().to(torch.uint8).numpy()
-            yield Shot(srgb, target, pose[rows], local, rotation, translation, focal, pictures)
+            yield Shot(srgb, target, pose[rows], local, rotation, translation, focal, pictures, list(chosen))
 
     def stills(self, person: Person, n: int, seed: int, neutral: int = 1) -> Shot:
         """n unrelated pictures of a person, the first ``neutral`` of them with a resting face; each in its own light and pose."""
@@ -165,13 +175,14 @@ class World:
         for column, sign in (("eyeLookDown", 1), ("eyeLookUp", -1)):
             rows = [i for i, name in enumerate(names) if name.startswith(column)]
             extra[:, rows] += np.clip(sign * gaze[:, 1:2] * 1.6, 0, 0.8)
-        scenes = [Scene.sample(rng) for _ in range(n)]
+        scenes = [Scene.sample(rng, self.setting) for _ in range(n)]
         return next(self.render(person, aus, extra, pose, gaze, scenes, batch=n))
 
     def clip(self, person: Person, seed: int, seconds: float, fps: float = 25.0, liveliness: float = 1.0) -> Iterator[Shot]:
         """A clip of a person on one day: one light, one camera, one background; batches of frames."""
         rng = np.random.default_rng([person.seed, seed, 7003])
-        scene = Scene.sample(rng)
+        # Of its own generator: the motion is the same in every setting.
+        scene = Scene.sample(np.random.default_rng([person.seed, seed, 7005]), self.setting)
         motion = expression.sample_motion(person, rng, seconds, fps, liveliness)
         yield from self.render(person, motion.aus, motion.extra, motion.pose, motion.gaze, [scene])
 
