@@ -47,6 +47,8 @@ KEEP = 400
 """Frames of a person that are kept: spread over the clip, at most so many, whatever its length."""
 MAX_PEOPLE = 6
 CHECKPOINT_EVERY = 25
+REST_MARGIN = 1.5
+"""Readings up to so many times what the neutral frames read are at most halved: a face at rest trembles."""
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
 
 
@@ -426,7 +428,8 @@ class Session:
                 }
             if self.identity.neutral is not None and self.identity.neutral.landmarks is None:
                 neutral.pop("landmarks")
-        thresholds = self._thresholds(opened, trust)
+        offsets = self._offsets(opened, trust)
+        thresholds = self._thresholds(opened, trust, offsets)
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -440,6 +443,7 @@ class Session:
             gate=opened,
             trust=trust,
             thresholds=thresholds,
+            offsets=offsets,
             plugins=_plugin_versions(self.recipe),
             recipe=self.recipe,
             provenance=_provenance(media, found),
@@ -484,6 +488,7 @@ class Session:
                     "evidence": None if np.isnan(evidence[c]["gain"]) else round(evidence[c]["gain"], 3),
                     "trust": float(trust[k]),
                     "threshold": round(float(thresholds[k]), 2),
+                    "offset": round(float(offsets[k]), 2),
                 }
                 for k, c in enumerate(COLUMNS)
             ],
@@ -529,13 +534,22 @@ class Session:
         buffer.add(rows, self.identity.name)
         buffer.save(path)
 
-    def _thresholds(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    def _offsets(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
+        """(K,) what is read in the person's neutral frames, half as much again, as far as the neutral can be trusted."""
+        found = self.identity.neutral
+        if found is None or self.neutral is None:
+            return np.zeros(len(AUS), np.float32)
+        frames = batch_of([self.identity.observations[int(i)] for i in found.indices])
+        read = blend(self._read(self.base.net, frames, False), self._read(self.net, frames, True), opened, trust, np.zeros(len(AUS)))
+        return np.asarray(REST_MARGIN * float(self.confidence) * np.median(read, axis=0), np.float32)
+
+    def _thresholds(self, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The base's thresholds; where labels show both states, the one with the best F1 on them."""
         thresholds = self.base.thresholds.copy()
         if self.known.any():
             frames = batch_of(self.identity.observations)
             base, own = self._read(self.base.net, frames, False), self._read(self.net, frames, self.neutral is not None)
-            final = blend(base, own, opened, trust, np.zeros(len(AUS)))
+            final = blend(base, own, opened, trust, offsets)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,14 +15,20 @@ from . import registry, ui
 from .aus import AUS, COLUMNS
 from .errors import InputError, ProfileError
 from .faces import Observation
-from .profile import Profile, read_manifest
-from .reader import Reader
+from .profile import Profile, find_profile, read_manifest
+from .smooth import Smoother
 from .tracks import Prefetch, Survey, observe
 from .video import Frame, Media, VideoWriter, open_media
-from .weights import SHIPPED, load_base
+
+if TYPE_CHECKING:
+    from .reader import Reader
+    from .weights import Base
 
 BATCH = 24
 """Faces read at once. More gains little and delays the overlay."""
+
+_AHEAD = 1200
+"""Frames tracked ahead of the model where no picture is kept with them: about what is tracked while PyTorch is being loaded."""
 
 _HELD_BYTES = 256_000_000
 """About what frames that wait for their overlay may take: one batch ahead of the model, up to two in it."""
@@ -31,11 +37,15 @@ META = ("frame", "face_id", "timestamp", "confidence", "success", "pose_Rx", "po
 
 
 def open_reader(profile: str | None, base: str | None) -> Reader:
-    """The reader for a profile, or of the base alone. The profile names its base; ``base`` overrides where it is found."""
+    """The reader for a profile, or of the base alone. The profile names its base; ``base`` overrides where it is found.
+
+    Imports PyTorch, which takes seconds: a clip can be tracked meanwhile.
+    """
+    from .reader import Reader
+    from .weights import SHIPPED, load_base
+
     if profile is None:
         return Reader(load_base(base or SHIPPED))
-    from .profile import find_profile
-
     wanted = read_manifest(find_profile(profile))["base"]["name"]
     if base is None and wanted != SHIPPED:
         raise ProfileError(
@@ -126,25 +136,40 @@ def _cells(meta: tuple[float, ...]) -> list[str]:
 
 
 def predict(
-    media: Media, reader: Reader, tracker: Any, face: int | None = None, all_faces: bool = True, overlay: Path | None = None
+    media: Media,
+    opened: Reader | Callable[[], Reader],
+    tracker: Any,
+    face: int | None = None,
+    all_faces: bool = True,
+    overlay: Path | None = None,
+    smooth: bool = False,
 ) -> tuple[Table, int]:
-    """Read a clip or stills; returns the table and the track of the person it is about. Raises InputError where there is no face."""
+    """Read a clip or stills; returns the table and the track of the person it is about. Raises InputError where there is no face.
+
+    opened: the reader, or what opens it, called when tracking has begun. smooth: filter each face's intensities over time, see
+    :mod:`personalize.smooth`; raises ProfileError where the base has not learnt how. In stills there is nothing to smooth.
+    """
     from .overlay import draw
 
     survey, table = Survey(), Table(media.still)
     size = media.size if min(media.size) > 0 else (640, 480)
     writer = VideoWriter(overlay, media.fps or 2.0, size) if overlay is not None else None
-    name = reader.profile.name if reader.profile is not None else "base"
     depth = BATCH if writer is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
     try:
         stream = observe(media, tracker, survey=survey)
         if writer is None:
             stream = _without_pictures(stream)
         bar: ui.Progress[None] = ui.progress(None, media.length, f"Reading {media.name}")
-        with Prefetch(stream, depth=depth) as ahead, bar:
+        with Prefetch(stream, depth=depth if writer is not None else _AHEAD) as ahead, bar:
+            reader = opened() if callable(opened) else opened
+            name = reader.profile.name if reader.profile is not None else "base"
+            filters = _filters(reader.base) if smooth and not media.still else None
             for run in batches(ahead, depth):
                 faces = [o for _, seen in run for o in seen]
                 reading = reader.read(faces)
+                if filters is not None:
+                    reading.base = _smoothed(filters[0], faces, reading.base)
+                    reading.personal = None if reading.personal is None else _smoothed(filters[1], faces, reading.personal)
                 at = 0
                 main = survey.identity(face) if survey.people and (face is None or face in survey.people) else None
                 for frame, seen in run:
@@ -172,6 +197,21 @@ def predict(
     if not all_faces or face is not None:
         table.keep(person)
     return table, person
+
+
+def _filters(base: Base) -> tuple[Smoother, Smoother]:
+    """Of the base's readings and of the person's: only when the clip is over is it known which of the two is reported of a face."""
+    if base.smoothing is None:
+        raise ProfileError(
+            f"the base model '{base.name}' has not learnt to smooth: leave --smooth out, or run python -m personalize.smooth --base PATH."
+        )
+    return Smoother(base.smoothing), Smoother(base.smoothing)
+
+
+def _smoothed(smoother: Smoother, faces: list[Observation], values: np.ndarray) -> np.ndarray:
+    """(N, K) values of N faces, in the order of the frames, filtered."""
+    rows = [smoother(o.face_id, o.timestamp, x) for o, x in zip(faces, values, strict=True)]
+    return np.stack(rows) if rows else values
 
 
 def _without_pictures(stream: Iterator[tuple[Frame, list[Observation]]]) -> Iterator[tuple[Frame, list[Observation]]]:
@@ -218,6 +258,8 @@ def predict_command(args: argparse.Namespace) -> int:
 
             raise ConfigError(f"predict takes no recipe keys, so '{left[0]}' has no meaning here: leave it out.")
     media = open_media(args.input)
+    if args.smooth and media.still:
+        ui.warn(f"{media.name} is no video: there is nothing to smooth, --smooth is left out")
     output = Path(args.output)
     overlay = Path(args.overlay) if args.overlay else None
     for target in filter(None, (output, overlay)):
@@ -225,16 +267,24 @@ def predict_command(args: argparse.Namespace) -> int:
     if overlay is not None and overlay.resolve() == output.resolve():
         raise InputError(f"--output and --overlay are both {output}: give two names.")
     replaced = overlay is not None and overlay.exists()
-    reader = open_reader(args.profile, args.base)
+    if args.profile:
+        read_manifest(find_profile(args.profile))  # before anything is tracked for nothing
     # One face is quicker to track, but which one is then the tracker's choice: not for --face.
     one = not args.all_faces and args.face is None and not args.tracker
     tracker = registry.create("trackers", args.tracker or "mediapipe", {"num_faces": 1} if one else {})
+    opened: list[Reader] = []
+
+    def reader() -> Reader:
+        opened.append(open_reader(args.profile, args.base))
+        return opened[0]
+
     try:
-        table, person = predict(media, reader, tracker, args.face, args.all_faces, overlay)
+        table, person = predict(media, reader, tracker, args.face, args.all_faces, overlay, args.smooth)
     finally:
         tracker.close()
     try:
-        table.write(output, reader.thresholds, reader.base.thresholds, person if reader.profile is not None else None)
+        own = opened[0]
+        table.write(output, own.thresholds, own.base.thresholds, person if own.profile is not None else None)
     except BaseException:
         if overlay is not None and not replaced:
             overlay.unlink(missing_ok=True)

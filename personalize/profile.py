@@ -48,7 +48,7 @@ class Profile:
     neutral: 'crop' (1, width) features and 'landmarks' (1, 478, 3), as :meth:`personalize.model.AUNet.neutral_features`; may be empty.
     neutral_confidence: 0-1.
     gate: (K,) 0-1, share of the personal output. trust: (K,) largest move from the base, in intensity. thresholds: (K,) intensity from
-    which an AU counts as present. offsets: (K,) intensity subtracted at rest.
+    which an AU counts as present. offsets: (K,) what is taken out as rest, see :func:`personalize.reader.without_rest`.
     plugins: 'kind/name' -> version. recipe: resolved; paths in it are cut to file names when saved.
     provenance: e.g. 'clip' (file name), 'sha256', 'duration_s', 'frames', 'date'; no paths. consent: free text.
     """

@@ -89,6 +89,17 @@ def _intensity(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict
 
 
 def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N, K) of what is reported: the base's reading, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it."""
-    moved = np.clip(personal + np.asarray(offsets) - base, -np.asarray(trust), np.asarray(trust))
-    return np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY).astype(np.float32)
+    """(N, K) of what is reported: the base's reading, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it;
+    then what the person shows at rest is taken out, see :func:`without_rest`."""
+    moved = np.clip(personal - base, -np.asarray(trust), np.asarray(trust))
+    return without_rest(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), offsets)
+
+
+def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N, K) intensities y as y^3 / (y^2 + o^2), ``offsets`` o (K,): readings near o shrink to half and below it faster, high ones stay.
+
+    Strictly rising in y, so it can change no order of a person's frames, unlike subtracting and cutting at zero, which throws away whatever
+    is below the offset.
+    """
+    y = np.asarray(intensity, np.float64)
+    return (y**3 / np.maximum(y**2 + np.asarray(offsets, np.float64) ** 2, 1e-12)).astype(np.float32)

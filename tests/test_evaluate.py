@@ -58,7 +58,7 @@ def agrees(got: dict[str, Any], want: dict[str, float | None]) -> None:
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
-    """The person's reading is the base's and a quarter more, present from 1.3."""
+    """The person's reading is the base's without a rest of a quarter, present from 1.3."""
     base, k = load_base(), len(AUS)
     per_au = {"gate": np.ones(k), "trust": np.ones(k), "offsets": np.full(k, 0.25), "thresholds": np.full(k, 1.3)}
     return Profile("her", base.name, base.sha256, **per_au).save(tmp_path / "her")  # type: ignore[arg-type]

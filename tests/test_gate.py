@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 
 from personalize.aus import AUS, COLUMNS
 from personalize.gate import Evidence, hear, opening
-from personalize.reader import blend
+from personalize.reader import blend, without_rest
 
 K = len(AUS)
 
@@ -136,7 +136,7 @@ def draw(seed: int, n: int = 50) -> dict[str, Any]:
         "personal": rng.uniform(0, 5, (n, K)).astype(np.float32),
         "gate": rng.uniform(0, 1, K),
         "trust": rng.uniform(0, 3, K),
-        "offsets": rng.normal(0, 1, K),
+        "offsets": np.zeros(K),
     }
 
 
@@ -146,19 +146,29 @@ def test_no_reading_moves_further_than_gate_times_trust(seed: int) -> None:
     out = blend(**given)
     assert out.dtype == np.float32 and out.min() >= 0 and out.max() <= 5
     assert (np.abs(out - given["base"]) <= given["gate"] * given["trust"] + 1e-6).all()
-    towards = given["personal"] + given["offsets"] - given["base"]
+    towards = given["personal"] - given["base"]
     assert (np.sign(out - given["base"]) * np.sign(towards) >= 0).all(), "never away from the person's reading"
 
 
 def test_blend_is_its_formula() -> None:
-    given = draw(9, 20)
+    given = draw(9, 20) | {"offsets": np.random.default_rng(3).uniform(0, 2, K)}
     out = blend(**given)
     for i in range(20):
         for k in range(K):
             b = float(given["base"][i, k])
-            move = float(given["personal"][i, k]) + given["offsets"][k] - b
+            move = float(given["personal"][i, k]) - b
             move = max(-given["trust"][k], min(given["trust"][k], move))
-            assert out[i, k] == pytest.approx(min(max(b + given["gate"][k] * move, 0), 5), abs=1e-5)
+            y = min(max(b + given["gate"][k] * move, 0), 5)
+            assert out[i, k] == pytest.approx(y**3 / (y**2 + given["offsets"][k] ** 2), abs=1e-5)
+
+
+def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
+    y = np.linspace(0, 5, 400)[:, None]
+    offsets = np.array([0.0, 0.3, 1.0, 2.5])
+    out = without_rest(np.repeat(y, 4, 1), offsets).astype(np.float64)
+    assert (np.diff(out[4:], axis=0) > 0).all() and (out >= 0).all() and (out <= y + 1e-6).all()
+    assert np.allclose(out[:, 0], y[:, 0], atol=1e-6), "no offset, no change"
+    assert np.allclose(without_rest(offsets[None, 1:], offsets[1:]), offsets[1:] / 2), "at the offset: half"
 
 
 def test_a_shut_gate_gives_exactly_the_base() -> None:
