@@ -7,8 +7,9 @@ trains :class:`~personalize.model.AUNet` with and without the person's neutral.
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,71 +17,21 @@ import lightning as L
 import numpy as np
 import torch
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from . import __version__, tracking, ui
 from .aus import AUS, COLUMNS
+from .data import write_base_domain
+from .datasets import SYNTHETIC, Source
+from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
+from .geometry import IBUG_TO_MESH
 from .metrics import auc, icc31, mae
-from .model import AUNet, ordinal_loss
+from .model import POINTS, AUNet
 from .weights import SHIPPED, Base, load_base, save_base
 
 __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
-
-
-class Renders(Dataset[dict[str, Tensor]]):
-    """Tracked renders in memory. ``__getitems__`` answers a whole batch at once: crops of 112 pixels need no worker processes."""
-
-    def __init__(self, data: dict[str, np.ndarray], pictures: bool = True) -> None:
-        self.data, self.pictures = data, pictures
-
-    def __len__(self) -> int:
-        return len(self.data["crop"])
-
-    def __getitems__(self, index: list[int]) -> dict[str, Tensor]:
-        d = self.data
-        return {
-            **({"crop": torch.from_numpy(d["crop"][index]).permute(0, 3, 1, 2).contiguous()} if self.pictures else {}),
-            "landmarks": torch.from_numpy(d["landmarks"][index].astype(np.float32)),
-            "target": torch.from_numpy(d["target"][index].astype(np.float32)),
-            "index": torch.tensor(index),
-        }
-
-
-class PersonBatches(Sampler[list[int]]):
-    """Batches of ``people`` x (1 reference + ``each``): first all references (a neutral picture of each person), then their pictures.
-
-    A batch's references are read once for all pictures of their person. Each rank takes every world-th batch of the same shuffle.
-    """
-
-    def __init__(
-        self, person: np.ndarray, neutral: np.ndarray, total: np.ndarray, people: int, each: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.people, self.each, self.seed, self.rank, self.world, self.epoch = people, each, seed, rank, world, 0
-        self.members = {int(p): np.flatnonzero(person == p) for p in np.unique(person)}
-        self.neutrals = {p: m[neutral[m]] for p, m in self.members.items()}
-        # A user's neutral is never quite neutral: one in six references is a calm picture instead.
-        self.calm = {p: m[total[m] < 4.0] for p, m in self.members.items()}
-        self.usable = [p for p, m in self.members.items() if len(m) > each and len(self.neutrals[p]) > 0]
-
-    def __len__(self) -> int:
-        return len(self.usable) // self.people // self.world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
-        order = rng.permutation(self.usable)
-        for b in range(len(self) * self.world):
-            chosen = order[b * self.people : (b + 1) * self.people]
-            references, pictures = [], []
-            for p in chosen:
-                pool = self.calm[p] if rng.random() < 0.16 else self.neutrals[p]
-                reference = int(rng.choice(pool))
-                references.append(reference)
-                others = self.members[p][self.members[p] != reference]
-                pictures += rng.choice(others, self.each, replace=False).tolist()
-            if b % self.world == self.rank:
-                yield references + pictures
 
 
 def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[str, Tensor]:
@@ -112,7 +63,7 @@ def augment_crops(crop: Tensor) -> Tensor:
 
 
 def augment_landmarks(landmarks: Tensor, people: int = 0, each: int = 0) -> Tensor:
-    """(B, 478, 3): stretched, turned, shifted, and noisy.
+    """(B, 478, 3): stretched, turned, shifted, and noisy; what is NaN stays so.
 
     people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
     person in a way of their own; 0: one known person, who is not to be stretched.
@@ -128,9 +79,24 @@ def augment_landmarks(landmarks: Tensor, people: int = 0, each: int = 0) -> Tens
     # The pose fit is never exact: a little rotation, scale and shift remain, and every point trembles, most in depth.
     turn, zero = 0.035 * normal(n, 3), torch.zeros(n, device=device)
     skew = torch.stack([zero, -turn[:, 2], turn[:, 1], turn[:, 2], zero, -turn[:, 0], -turn[:, 1], turn[:, 0], zero], 1).view(n, 3, 3)
-    landmarks = landmarks + torch.einsum("bij,bnj->bni", skew, landmarks)
+    landmarks = landmarks + torch.einsum("bij,bnj->bni", skew, landmarks.nan_to_num())
     tremble = 0.003 * torch.randn_like(landmarks) * torch.tensor([1, 1, 2.0], device=device)
     return landmarks * (1 + 0.01 * normal(n, 1, 1)) + 0.006 * normal(n, 1, 3) + tremble
+
+
+def thin_out(landmarks: Tensor, own: Tensor, share: float = 0.12) -> Tensor:
+    """Leave a ``share`` of the people of a batch only the 68 points of ibug's scheme, half of these without depth; the rest is NaN.
+
+    own: (B,) the person of each row. Another tracker's points lie a little elsewhere, the same way in all pictures of a person.
+    """
+    people = int(own.max()) + 1
+    draw = torch.rand(people, device=landmarks.device)
+    index = torch.tensor(IBUG_TO_MESH, device=landmarks.device)
+    kept = torch.full_like(landmarks, torch.nan)
+    elsewhere = 0.012 * torch.randn(people, len(index), 3, device=landmarks.device)[own]
+    kept[:, index] = landmarks[:, index] + elsewhere + 0.004 * torch.randn_like(elsewhere)
+    kept[..., 2] = torch.where((draw[own] < share / 2)[:, None], torch.nan, kept[..., 2])
+    return torch.where((draw[own] < share)[:, None, None], kept, landmarks)
 
 
 class BaseModule(L.LightningModule):
@@ -139,24 +105,34 @@ class BaseModule(L.LightningModule):
     def __init__(self, net: AUNet, lr: float, weight_decay: float, people: int, each: int, ema: float = 0.998) -> None:
         super().__init__()
         self.net, self.lr, self.weight_decay, self.people, self.each = net, lr, weight_decay, people, each
+        # Where everything is in a picture is known exactly and says far more than 22 labels: learning it speeds up the crop branch.
+        self.locate = nn.Linear(net.crop_project[0].out_features, 2 * POINTS)
         self.average = torch.optim.swa_utils.AveragedModel(
             net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True
         )
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         look = self.look(batch)
-        batch["landmarks"] = augment_landmarks(batch["landmarks"], self.people, self.each)
-        n, people = len(look), self.people
-        own = torch.cat([torch.arange(people), torch.arange(people).repeat_interleave(self.each)]).to(look.device)
-        has_neutral = torch.rand(n, device=look.device) < 0.55
-        has_neutral[:people] = False
-        draw = torch.rand(n, device=look.device)
-        has_crop, has_landmarks = draw > 0.12, draw < 0.88
-        neutral = {"crop": look[own], "landmarks": batch["landmarks"][own]}
-        fused = self.net.combine(look, batch["landmarks"], has_landmarks, neutral, has_neutral, has_crop)
-        loss = ordinal_loss(self.net.read(fused)["logits"], batch["target"], torch.ones_like(batch["target"], dtype=torch.bool))
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        where = ((batch["landmarks"] - self.net.landmark_mean) / self.net.landmark_std)[..., :2].flatten(1)
+        located = F.smooth_l1_loss(self.locate(look), where)
+        landmarks = augment_landmarks(batch["landmarks"], self.people, self.each)
+        n, people, device = len(look), self.people, look.device
+        own = torch.cat([torch.arange(people), torch.arange(people).repeat_interleave(self.each)]).to(device)
+        landmarks = thin_out(landmarks, own)
+        neutral = {"crop": look[own], "landmarks": landmarks[own]}
+        on = torch.ones(n, dtype=torch.bool, device=device)
+        exact = batch["mask"] & (batch["occurrence"] == 0)
+        # Each branch must work alone, and would not learn to beside the other: whichever explains more takes the gradient.
+        losses = {}
+        for branch, has_crop, has_landmarks in (("fused", on, on), ("crop", on, ~on), ("landmarks", ~on, on)):
+            has_neutral = torch.rand(n, device=device) < 0.55
+            has_neutral[:people] = False
+            read = self.net.read(self.net.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
+            wrong = ((read["intensity"] - batch["target"]).abs() * exact).sum(1).detach() / exact.sum(1).clamp_min(1)
+            doubt = ((read["expected_error"] - wrong).abs() * exact.any(1)).mean()
+            losses[branch] = mixed_loss(read["logits"], batch["target"], batch["mask"], batch["occurrence"]) + 0.1 * doubt
+        self.log_dict({**losses, "located": located})
+        return losses["fused"] + losses["crop"] + 0.5 * losses["landmarks"] + located
 
     def look(self, batch: dict[str, Tensor]) -> Tensor:
         """The crop branch's features of a batch."""
@@ -166,7 +142,7 @@ class BaseModule(L.LightningModule):
         self.average.update_parameters(self.net)
 
     def configure_optimizers(self) -> Any:
-        moving = [p for p in self.net.parameters() if p.requires_grad]
+        moving = [p for p in [*self.net.parameters(), *self.locate.parameters()] if p.requires_grad]
         decay = [p for p in moving if p.ndim > 1]
         rest = [p for p in moving if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -237,21 +213,23 @@ def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", w
 
 
 def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, float]]:
-    """Per AU: AUC (present from intensity 1), pooled ICC(3,1) and MAE."""
+    """Per AU: AUC (present from intensity 1), pooled ICC(3,1) and MAE. NaN in ``target`` is unknown."""
     out = {}
     for k, name in enumerate(COLUMNS):
-        y = target[:, k].astype(np.float64)
-        out[name] = {"auc": auc(prediction[:, k], y >= 1), "icc": icc31(prediction[:, k], y), "mae": mae(prediction[:, k], y)}
+        known = ~np.isnan(target[:, k])
+        y, read = target[known, k].astype(np.float64), prediction[known, k]
+        out[name] = {"auc": auc(read, y >= 1), "icc": icc31(read, y), "mae": mae(read, y)}
     return out
 
 
-def best_thresholds(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, occurrence: np.ndarray) -> np.ndarray:
     """(K,) intensity from which an AU counts as present (B level, 2, in the labels): the best F1 on validation people, within 0.5-3."""
     grid = np.arange(0.5, 3.01, 0.1)
     best = []
     for k in range(prediction.shape[1]):
-        truth = target[:, k] >= 2
-        f1 = [2 * (truth & (prediction[:, k] >= g)).sum() / max(truth.sum() + (prediction[:, k] >= g).sum(), 1) for g in grid]
+        known = mask[:, k]
+        truth, read = (target[:, k] >= np.where(occurrence[:, k] > 0, 1, 2))[known], prediction[known, k]
+        f1 = [2 * (truth & (read >= g)).sum() / max(truth.sum() + (read >= g).sum(), 1) for g in grid]
         best.append(grid[int(np.argmax(f1))])
     return np.array(best, np.float32)
 
@@ -289,63 +267,90 @@ def second_stage(
     return run(TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"]), top["people"], top["epochs"], False)
 
 
-def fit(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -> Path:
-    """Train a base model by a recipe of kind 'base' and write it, with its card, into ``folder``; returns its path."""
+def intensities(data: dict[str, np.ndarray]) -> np.ndarray:
+    """(N, K) float32 targets with NaN where no intensity is known."""
+    return np.where(data["mask"] & (data["occurrence"] == 0), data["target"], np.nan).astype(np.float32)
+
+
+def fit(
+    recipe: dict[str, Any],
+    folder: Path,
+    sources: Sequence[Source] = (),
+    fold: int | None = None,
+    cache: Path = Path("runs/tracked"),
+    data_folder: Path | None = None,
+) -> Path:
+    """Train a base model by a recipe of kind 'base' and write it, with its card, into ``folder``; returns its path.
+
+    sources: data sets to learn from (default: the synthetic world, rendered into ``data_folder`` as far as it is not there yet); fold:
+    whose people are held out; cache: where their tracked frames are kept.
+    """
     from .synth import dataset
 
     started = time.time()
     tracking.quiet_lightning()
     L.seed_everything(recipe["seed"], verbose=False)
     folder.mkdir(parents=True, exist_ok=True)
-    renders = data_folder or folder / "renders"
-    world = recipe["world"]
-    for split in ("validation", "train"):
-        dataset.make(renders, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
-    train, validation = dataset.load(renders, "train"), dataset.load(renders, "validation")
+    world, optim = recipe["world"], recipe["optim"]
+    sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
+        Source(SYNTHETIC, data_folder or folder / "renders")
+    ]
+    for source in sources:
+        if source.name == SYNTHETIC and source.path is not None:
+            for split in ("validation", "train"):
+                dataset.make(source.path, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
+    data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
+    train, validation = data.train_arrays(), data.validation_arrays()
     for line in dataset.describe(train["target"]).splitlines():
         ui.info(line)
     net = AUNet(**recipe["model"])
     points = train["landmarks"].astype(np.float32)
     net.landmark_mean.copy_(torch.from_numpy(points.mean(0)))
     net.landmark_std.copy_(torch.from_numpy(points.std(0).clip(0.004) + 0.004))
-    own_mean = {int(p): points[(train["person"] == p) & train["neutral"]].mean(0) for p in np.unique(train["person"][train["neutral"]])}
+    own_mean = {
+        int(p): points[(train["person"] == p) & train["neutral"]].mean(0) for p in np.unique(train["person"][train["neutral"]])[:2000]
+    }
     rows = np.array([i for i, p in enumerate(train["person"]) if int(p) in own_mean])[:8000]
     shift = points[rows] - np.stack([own_mean[int(p)] for p in train["person"][rows]])
     net.shift_std.copy_(torch.from_numpy(shift.std(0).clip(0.004) + 0.004))
-    optim = recipe["optim"]
 
     def run(module: BaseModule, people: int, epochs: int, pictures: bool) -> AUNet:
-        total = train["target"].astype(np.float32).sum(1)
-        batches = PersonBatches(train["person"], train["neutral"], total, people, optim["each"], recipe["seed"])
-        loader = DataLoader(Renders(train, pictures), batch_sampler=batches, collate_fn=lambda b: b)
         trainer = L.Trainer(
             max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[_Progress(validation, folder)], **recipe["trainer"],
         )  # fmt: skip
-        trainer.fit(module, loader)
+        batches = MixedBatches(train, people, optim["each"], recipe["seed"], rank=trainer.global_rank, world=trainer.world_size)
+        trainer.fit(module, DataLoader(MixedRows(train, pictures), batch_sampler=batches, collate_fn=lambda b: b))
         averaged: AUNet = module.average.module  # type: ignore[assignment]
         return averaged.eval()
 
     best = run(BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"]), optim["people"], optim["epochs"], True)
     best = second_stage(best, train, recipe, run)
-    path = folder / "base"
-    thresholds = best_thresholds(read_renders(best, validation), validation["target"].astype(np.float32))
+    path = folder / folder.name
+    thresholds = best_thresholds(read_renders(best, validation), validation["target"], validation["mask"], validation["occurrence"])
+    truth = intensities(validation)
+    named = data.card()
+    only_synthetic = named["sources"] == [SYNTHETIC]
+    held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
     card: dict[str, Any] = {
         "name": folder.name,
         "personalize": __version__,
         "aus": list(AUS),
         "model": best.config,
         "thresholds": [round(float(t), 2) for t in thresholds],
-        "data": f"{len(train['crop'])} tracked renders of {len(np.unique(train['person']))} synthetic people; no photograph of anybody",
+        "data": f"{len(train['crop'])} tracked pictures of {len(np.unique(train['person']))} people; {held}",
+        "data_sources": named,
         "recipe": recipe,
         "command": "personalize base fit --recipe base",
         "hours": round((time.time() - started) / 3600, 2),
         "validation": {
-            f"{mode}{'+neutral' if neutral else ''}": scores(read_renders(best, validation, mode, neutral), validation["target"])
+            f"{mode}{'+neutral' if neutral else ''}": scores(read_renders(best, validation, mode, neutral), truth)
             for mode, neutral in (("fused", False), ("fused", True), ("crop", False), ("landmarks", False))
         },
     }
     save_base(path, best, card)
+    if only_synthetic:
+        write_base_domain(train, folder / "replay.npz")
     return path
 
 
@@ -354,27 +359,47 @@ def fit_command(args: argparse.Namespace) -> int:
     from .config import load_recipe
 
     recipe = load_recipe(args.recipe or "base", args.overrides)
-    path = fit(recipe, Path(args.output or "base-run"), Path(args.data) if getattr(args, "data", None) else None)
+    folder = Path(args.data) if isinstance(args.data, str) else None
+    path = fit(recipe, Path(args.output), args.sources if folder is None else (), args.fold, Path(args.cache), folder)
     ui.info(f"wrote {path}.safetensors; use it with --base {path}")
     return 0
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """``personalize base evaluate``: the model's table on validation people."""
+    """``personalize base evaluate``: the model's table on validation people, or the field's tables on recorded data sets."""
     from .synth import dataset
 
     base = load_base(args.base or SHIPPED)
-    folder = Path(args.data or "base-run/renders")
-    if not sorted(folder.glob("validation-*.npz")):
-        dataset.make(folder, "validation", 160, 9, 160, 2)
+    if isinstance(args.data, list):
+        from .datasets.tables import evaluate_sources, print_tables, write_tables
+
+        known = base.card.get("data_sources", {}).get("people", ())
+        tables = evaluate_sources(
+            lambda d, neutral: read_renders(base.net, d, "fused", neutral),
+            args.sources,
+            Path(args.cache),
+            base.thresholds,
+            args.fold,
+            known,
+        )
+        for name, table in tables.items():
+            print_tables(name, table)
+        if args.output:
+            write_tables(tables, Path(args.output))
+        return 0
+    folder = Path(args.data) if args.data else Path(args.cache) / SYNTHETIC
+    if not sorted(folder.glob("validation-[0-9]*.npz")):
+        dataset.make(folder, "validation", 160, 9, 192, 2)
     data = dataset.load(folder, "validation")
+    found = {n: scores(read_renders(base.net, data, "fused", n), data["target"]) for n in (False, True)}
     rows = []
-    tables = {n: scores(read_renders(base.net, data, "fused", n), data["target"]) for n in (False, True)}
     for name in COLUMNS:
-        a, b = tables[False][name], tables[True][name]
+        a, b = found[False][name], found[True][name]
         rows.append([name, *(f"{t[m]:.3f}" for t in (a, b) for m in ("auc", "icc", "mae"))])
-    for t in tables.values():
+    for t in found.values():
         t["mean"] = {m: float(np.nanmean([v[m] for v in t.values()])) for m in ("auc", "icc", "mae")}
-    rows.append(["mean", *(f"{t['mean'][m]:.3f}" for t in tables.values() for m in ("auc", "icc", "mae"))])
+    rows.append(["mean", *(f"{t['mean'][m]:.3f}" for t in found.values() for m in ("auc", "icc", "mae"))])
     ui.table("Base model on unseen synthetic people", ["AU", "AUC", "ICC", "MAE", "AUC +neutral", "ICC +neutral", "MAE +neutral"], rows)
+    if args.output:
+        Path(args.output).with_suffix(".json").write_text(json.dumps({"plain": found[False], "neutral": found[True]}, indent=1) + "\n")
     return 0

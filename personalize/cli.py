@@ -100,6 +100,7 @@ def _predict(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--all-faces", action=argparse.BooleanOptionalAction, default=True, help="one row a face a frame (default), or one face only"
     )
+    p.add_argument("--smooth", action="store_true", help="take the flicker out of a video's intensities; never looks ahead")
     p.add_argument("--base", metavar="B", help="base model: shipped name or path (default: the profile's)")
     _plugins_option(p)
 
@@ -129,26 +130,36 @@ def _generate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--identity", metavar="PATH", required=True, help="video, photograph or folder of photographs of one person")
     p.add_argument("--aus", metavar="AU=X,...", help="one expression, as in AU06=3,AU12=2 (intensities 0-5)")
     p.add_argument("--pose", metavar="A=DEG,...", help="head pose in degrees, as in yaw=20,pitch=5")
-    p.add_argument("--grid", metavar="KIND", help="many expressions and poses: balanced")
-    p.add_argument("-n", metavar="N", type=int, default=None, help="how many pictures of the grid")
+    p.add_argument("--grid", metavar="KIND", help="many expressions and poses: balanced, to learn from, or sheet, to look at")
+    p.add_argument("-n", metavar="N", type=int, default=None, help="how many pictures (default: 1, of the balanced grid 100)")
+    p.add_argument("--driver", metavar="VIDEO", help="put this clip's expressions and head pose onto the face: writes a video")
+    p.add_argument("--driver-profile", metavar="RUN", help="profile of the driver, runs/NAME (default: the base model reads it)")
+    p.add_argument("--composite", action="store_true", help="put the face back into the clip's own frames")
+    p.add_argument("--watermark", action="store_true", help="write 'synthetic' into a corner of every picture")
     p.add_argument("--generator", metavar="G", help="makes the pictures (default: mesh_warp)")
-    p.add_argument("--output", metavar="DIR", default="generated", help="images, labels, masks, contact sheet (default: generated)")
+    p.add_argument("--output", metavar="DIR", default="generated", help="writes images, labels, masks, or the video (default: generated)")
     _face_options(p)
     p.add_argument("--recipe", metavar="R", default="default", help="recipe name or YAML file (default: default)")
-    p.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")
+    p.add_argument("--seed", metavar="N", type=int, help="of everything random (default: the recipe's, 0)")
     _plugins_option(p)
 
 
 def _base_fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--recipe", metavar="R", default="base", help="recipe name or YAML file of kind base (default: base)")
-    p.add_argument("--data", metavar="DIR", help="rendered or recorded training data (default: rendered now)")
+    _data_options(p, "learn from: NAME=PATH of a data set, synthetic, or a folder of renders; may be repeated (default: rendered now)")
     p.add_argument("--output", metavar="DIR", default="runs/base", help="where to write (default: runs/base)")
 
 
+def _data_options(p: argparse.ArgumentParser, what: str) -> None:
+    p.add_argument("--data", metavar="SOURCE", action="append", help=what)
+    p.add_argument("--fold", metavar="K", type=int, help="official fold, from 1, whose test people are held out of training")
+    p.add_argument("--cache", metavar="DIR", default="runs/tracked", help="keeps tracked frames of data sets (default: runs/tracked)")
+
+
 def _base_evaluate(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--recipe", metavar="R", default="base", help="recipe name or YAML file of kind base (default: base)")
-    p.add_argument("--data", metavar="DIR", help="data to evaluate on (default: rendered now, people of validation)")
-    p.add_argument("--output", metavar="DIR", default="runs/base", help="where the weights are (default: runs/base)")
+    p.add_argument("--base", metavar="B", help="base model: shipped name or path (default: base-s)")
+    _data_options(p, "judge on: NAME=PATH of a data set, or a folder of renders; may be repeated (default: rendered now)")
+    p.add_argument("--output", metavar="PATH", help="also write PATH.json, and PATH.csv for data sets")
 
 
 def _report(p: argparse.ArgumentParser) -> None:
@@ -312,12 +323,27 @@ def _finish(name: str, args: argparse.Namespace) -> None:
         raise ConfigError("--resume continues a run with its own clip: leave --identity out.")
     if name == "predict" and args.output is None:
         args.output = f"{Path(args.input.rstrip('/') or '/').stem or 'input'}_aus.csv"
-    if name == "generate" and not (args.aus or args.pose or args.grid):
+    if name == "generate" and not (args.aus or args.pose or args.grid or args.driver):
         args.grid = "balanced"
-    for least, option in ((1, "people"), (1, "n"), (0, "face"), (0, "seed")):
+    if name.startswith("base "):
+        _sources(args)
+    for least, option in ((1, "people"), (1, "n"), (0, "face"), (0, "seed"), (1, "fold")):
         value = getattr(args, option, None)
         if isinstance(value, int) and value < least:
             raise ConfigError(f"{'-n' if option == 'n' else '--' + option} must be at least {least}, not {value}.")
+
+
+def _sources(args: argparse.Namespace) -> None:
+    """``args.sources``: what --data names. ``args.data`` stays the folder of renders where that is all, else it is a list."""
+    args.sources = []
+    if args.data:
+        from .datasets import SYNTHETIC, parse_source
+
+        args.sources = [parse_source(text) for text in args.data]
+        if len(args.data) == 1 and args.sources[0].name == SYNTHETIC:
+            args.data = None if args.sources[0].path is None else str(args.sources[0].path)
+    if args.fold is not None and not isinstance(args.data, list):
+        raise ConfigError("--fold chooses people of a data set: name one, --data NAME=PATH.")
 
 
 def _run(name: str, args: argparse.Namespace) -> int:

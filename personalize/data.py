@@ -145,9 +145,8 @@ def generate(
                     rejected[cell] += 1
                     continue
                 crop, _ = geometry.crop(sample.image, pose, tracker.scheme)
-                mesh = tracker.scheme == "mesh478"
                 rows["crop"].append(crop)
-                rows["landmarks"].append(geometry.normalise(faces[0].landmarks, pose) if mesh else np.zeros((478, 3), np.float32))
+                rows["landmarks"].append(geometry.as_mesh(faces[0].landmarks, pose, tracker.scheme))
                 rows["target"].append(np.where(sample.known, sample.target, 0))
                 rows["mask"].append(sample.known)
                 rows["source"].append(sample.source)
@@ -160,7 +159,7 @@ def generate(
     tensors = {
         "crop": torch.from_numpy(np.stack(rows["crop"])).permute(0, 3, 1, 2).contiguous(),
         "landmarks": torch.from_numpy(np.stack(rows["landmarks"]).astype(np.float32)),
-        "has_landmarks": torch.full((n,), tracker.scheme == "mesh478"),
+        "has_landmarks": torch.ones(n, dtype=torch.bool),
         "target": torch.from_numpy(np.stack(rows["target"]).astype(np.float32)),
         "mask": torch.from_numpy(np.stack(rows["mask"]).astype(bool)),
         "weight": torch.ones(n),

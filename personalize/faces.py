@@ -33,8 +33,8 @@ class Observation:
     frame: index of the frame in the clip, from 0. timestamp: seconds. file: name of a still, else ''.
     face_id: number of the person's track in the clip, from 0.
     crop: (112, 112, 3) uint8 RGB, aligned by :func:`personalize.geometry.crop`.
-    landmarks: (478, 3) float32, pose-normalised by :func:`personalize.geometry.normalise`, in units of the canonical face; None when
-        the tracker's points are of another scheme.
+    landmarks: (478, 3) float32, pose-normalised by :func:`personalize.geometry.as_mesh`, in units of the canonical face; NaN for points
+        and depths that the tracker does not give. None: no landmarks.
     pose: (3,) float32 radians, OpenFace's pose_Rx (pitch, nose down positive), pose_Ry (yaw), pose_Rz (roll).
     to_frame: (2, 3) float32, maps crop pixels to frame pixels.
     image_landmarks: (N, 3) float32, the tracker's points in frame pixels.

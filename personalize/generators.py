@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """One picture to make: AU number -> intensity 0-5 (AUs not named are to be 0), and the head pose in radians (None: any)."""
+    """One picture to make: AU number -> intensity 0-5 (AUs not named are to be 0), and the head pose in radians (None: any).
+
+    source: the frame to make it from, an index in ``identity.observations``, for generators that start from frames. A wish: where the frame
+    cannot serve, another is taken, and ``Sample.source`` says which. None: any. A video made from one frame does not flicker.
+    """
 
     aus: dict[int, float]
     pose: tuple[float, float, float] | None = None
+    source: int | None = None
 
 
 @dataclass

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 CROP_SIZE = 112
-WINDOW = 1.9
-"""Side of the crop in canonical units: from the forehead (y = -0.5) to the chin (y = 1.4)."""
-CENTRE = np.array([0.0, 0.45, 0.0])
+WINDOW = 2.05
+"""Side of the crop in canonical units: from the forehead (y = -0.525) to below the chin (y = 1.525)."""
+CENTRE = np.array([0.0, 0.5, 0.0])
 """Canonical point in the middle of the crop: half-way down the nose, at the depth of the eyes."""
 VIEW_SIZE = 160
 VIEW_WINDOW = 2.6
@@ -181,6 +181,27 @@ def _fit_2d(points: np.ndarray, model: np.ndarray, weight: np.ndarray) -> Pose:
 def normalise(landmarks: np.ndarray, pose: Pose) -> np.ndarray:
     """The landmarks with head pose, size and place taken away: (N, 3) float32 in canonical units. Needs landmarks with z."""
     return ((landmarks - pose.translation) @ pose.rotation / pose.scale).astype(np.float32)
+
+
+def as_mesh(landmarks: np.ndarray, pose: Pose, scheme: str = "mesh478") -> np.ndarray:
+    """Pose-normalised landmarks of any scheme in the mesh's places: (478, 3) float32, NaN for points and depths that the scheme lacks.
+
+    Where a tracker gives no depth, the points are turned back with that of the canonical face.
+    """
+    flat = bool(np.isnan(pose.translation[2]))
+    if scheme == "mesh478" and not flat:
+        return normalise(landmarks, pose)
+    index = np.array(IBUG_TO_MESH) if scheme == "ibug68" else np.arange(len(canonical()))
+    points = landmarks.astype(np.float64)
+    origin = np.nan_to_num(pose.translation)
+    if flat:
+        depth = pose.scale * (canonical()[index] @ pose.rotation.T)[:, 2:]
+        points = np.hstack([points[:, :2], depth])
+    out = np.full((len(canonical()), 3), np.nan, np.float32)
+    out[index] = (points - origin) @ pose.rotation / pose.scale
+    if flat:
+        out[:, 2] = np.nan
+    return out
 
 
 def project(points: np.ndarray, pose: Pose) -> np.ndarray:

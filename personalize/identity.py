@@ -22,7 +22,8 @@ class Neutral:
     """The resting face of a person.
 
     indices: observations it was taken from, calmest first. crop: (112, 112, 3) uint8, the best of them. landmarks: (478, 3) float32, their
-    robust mean, or None without mesh landmarks. confidence: 0-1; below 0.5 the clip hardly shows the face at rest.
+    robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1; below 0.5 the clip hardly shows the face
+    at rest.
     """
 
     indices: np.ndarray
@@ -95,8 +96,11 @@ def _merge(observations: list[Observation], chosen: np.ndarray, confidence: floa
     known = np.array([i for i in chosen if observations[i].landmarks is not None], dtype=np.int64)
     if len(known) == 0:
         return Neutral(chosen, observations[chosen[0]].crop, None, confidence)
-    chosen, stack = known, np.stack([observations[i].landmarks for i in known])
+    chosen, points = known, np.stack([observations[i].landmarks for i in known])
+    given = np.isfinite(points).all(0)  # a tracker of 68 points leaves the rest of the mesh unknown
+    stack = np.where(given, points, 0)
     median = np.median(stack, axis=0)
     apart = np.sqrt(((stack - median) ** 2).sum(-1).mean(-1))
     agree = apart <= max(2.0 * float(np.median(apart)), 1e-6)
-    return Neutral(chosen[agree], observations[int(chosen[agree][0])].crop, stack[agree].mean(0).astype(np.float32), confidence)
+    mean = np.where(given, stack[agree].mean(0), np.nan)
+    return Neutral(chosen[agree], observations[int(chosen[agree][0])].crop, mean.astype(np.float32), confidence)

@@ -21,7 +21,7 @@ from .tracks import Prefetch, Survey, observe
 from .video import Frame, Media, VideoWriter, open_media
 
 if TYPE_CHECKING:
-    from .reader import Reader
+    from .reader import Reader, Reading
     from .weights import Base
 
 BATCH = 24
@@ -47,7 +47,7 @@ def open_reader(profile: str | None, base: str | None) -> Reader:
     if profile is None:
         return Reader(load_base(base or SHIPPED))
     wanted = read_manifest(find_profile(profile))["base"]["name"]
-    if base is None and wanted != SHIPPED:
+    if base is None and wanted not in ("base", SHIPPED):
         raise ProfileError(
             f"the profile {profile} was fitted on the base model '{wanted}', which is not the shipped one: give its path with --base."
         )
@@ -76,13 +76,21 @@ class Table:
         self.still = still
         self.rows: list[tuple[str, tuple[float, ...], np.ndarray | None, np.ndarray | None]] = []
 
-    def add(self, frame: Frame, seen: list[Observation], base: np.ndarray, personal: np.ndarray | None) -> None:
-        """One frame with its faces; without faces a row with success 0."""
+    def add(self, frame: Frame, seen: list[Observation], reading: Reading) -> None:
+        """One frame with its faces; without faces a row with success 0. The confidence is the tracker's, times the picture's quality, times
+        the model's certainty."""
         if not seen:
             self.rows.append((frame.file, (frame.index, -1, frame.timestamp, 0.0, 0, np.nan, np.nan, np.nan), None, None))
         for i, o in enumerate(seen):
-            meta = (frame.index, o.face_id, frame.timestamp, o.confidence * o.quality, 1, *(float(a) for a in o.pose))
-            self.rows.append((frame.file, meta, base[i], None if personal is None else personal[i]))
+            meta = (
+                frame.index,
+                o.face_id,
+                frame.timestamp,
+                o.confidence * o.quality * float(reading.certainty[i]),
+                1,
+                *(float(a) for a in o.pose),
+            )
+            self.rows.append((frame.file, meta, reading.base[i], None if reading.personal is None else reading.personal[i]))
 
     def keep(self, person: int) -> None:
         """Leave out everybody else; a frame in which only others are seen stays as a row with success 0."""
@@ -173,16 +181,15 @@ def predict(
                 at = 0
                 main = survey.identity(face) if survey.people and (face is None or face in survey.people) else None
                 for frame, seen in run:
-                    rows = slice(at, at + len(seen))
+                    mine = reading[at : at + len(seen)]
                     at += len(seen)
-                    personal = None if reading.personal is None else reading.personal[rows]
-                    table.add(frame, seen, reading.base[rows], personal)
+                    table.add(frame, seen, mine)
                     if writer is not None:
                         image = frame.image
                         for i, o in enumerate(seen):
                             if o.face_id == main:
-                                values = personal[i] if personal is not None else reading.base[rows][i]
-                                ticks = dict(zip(COLUMNS, reading.base[rows][i].tolist(), strict=True)) if personal is not None else None
+                                values = mine.best[i]
+                                ticks = None if mine.personal is None else dict(zip(COLUMNS, mine.base[i].tolist(), strict=True))
                                 image = draw(image, o.box, name, dict(zip(COLUMNS, values.tolist(), strict=True)), ticks)
                         writer.write(_fit(image, size))
                 bar.advance(len(run))

@@ -22,10 +22,18 @@ from .weights import Base
 
 @dataclass
 class Reading:
-    """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile."""
+    """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile.
+
+    certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
+    """
 
     base: np.ndarray
     personal: np.ndarray | None
+    certainty: np.ndarray
+
+    def __getitem__(self, rows: slice) -> Reading:
+        """Some of the faces."""
+        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows])
 
     @property
     def best(self) -> np.ndarray:
@@ -68,24 +76,23 @@ class Reader:
     def read(self, observations: Sequence[Observation]) -> Reading:
         """Intensities of some faces, any number, in one batch."""
         if not observations:
-            return Reading(np.zeros((0, len(AUS)), np.float32), None)
+            return Reading(np.zeros((0, len(AUS)), np.float32), None, np.zeros(0, np.float32))
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
-        base = _intensity(self.net, self.net.project(maps), batch)
+        said = _read(self.net, self.net.project(maps), batch)
+        base, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
         if self.own is None or self.profile is None:
-            return Reading(base, None)
+            return Reading(base, None, certainty)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
-        personal = _intensity(self.own, look, batch, self.neutral)
-        return Reading(base, blend(base, personal, self.profile.gate, self.profile.trust, self.profile.offsets))
+        personal = _read(self.own, look, batch, self.neutral)["intensity"]
+        return Reading(base, blend(base, personal, self.profile.gate, self.profile.trust, self.profile.offsets), certainty)
 
 
-def _intensity(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> np.ndarray:
-    has_neutral = None
+def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
-    return np.asarray(
-        net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, has_neutral))["intensity"].cpu().numpy()
-    )
+    said = net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral))
+    return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
 
 
 def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:

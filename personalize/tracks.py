@@ -367,7 +367,7 @@ def observe(
     mesh = tracker.scheme == "mesh478"
     tracker.reset()
     for frame in media.frames():
-        faces, poses, shapes = [], [], []
+        faces, poses, points, shapes = [], [], [], []
         for face in tracker.detect(frame.image, frame.timestamp, media.still):
             try:
                 pose = geometry.fit_pose(face.landmarks, tracker.scheme)
@@ -375,14 +375,15 @@ def observe(
                 continue  # a collapsed mesh is no face
             faces.append(face)
             poses.append(pose)
-            shapes.append(geometry.normalise(face.landmarks, pose) if mesh and not np.isnan(pose.translation[2]) else None)
+            points.append(geometry.as_mesh(face.landmarks, pose, tracker.scheme))
+            shapes.append(points[-1] if mesh and not np.isnan(pose.translation[2]) else None)
         if media.still:
             order = np.argsort([-_area(f.box) for f in faces], kind="stable")
             ids = [int(np.flatnonzero(order == i)[0]) for i in range(len(faces))]
         else:
             ids = builder.update(faces, frame.timestamp, shapes)
         seen = []
-        for face, pose, shape, number in zip(faces, poses, shapes, ids, strict=True):
+        for face, pose, normal, shape, number in zip(faces, poses, points, shapes, ids, strict=True):
             crop, to_frame = geometry.crop(frame.image, pose, tracker.scheme)
             parts = quality_parts(crop, pose)
             parts["occlusion"] = 1.0 if media.still else builder.meter(number).update(crop, shape)
@@ -392,7 +393,7 @@ def observe(
                     timestamp=frame.timestamp,
                     face_id=number,
                     crop=crop,
-                    landmarks=shape,
+                    landmarks=normal,
                     pose=np.array(pose.angles, dtype=np.float32),
                     to_frame=to_frame,
                     image_landmarks=face.landmarks,

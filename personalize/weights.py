@@ -18,15 +18,23 @@ from . import ui
 from .aus import AUS, column
 from .errors import ProfileError
 from .model import AUNet
+from .smooth import from_card
 
-SHIPPED = "base"
+SHIPPED = "base-s"
+"""The base model that ships; plain 'base' means it too."""
 
 
 class Base:
-    """A base model with its name, hash and occurrence thresholds. ``net`` is in eval mode; copy it before you change it."""
+    """A base model with its name, hash and occurrence thresholds. ``net`` is in eval mode; copy it before you change it.
 
-    def __init__(self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any]) -> None:
+    smoothing: (4, K) parameters of :class:`personalize.smooth.Smoother`, None where the card has none.
+    """
+
+    def __init__(
+        self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any], smoothing: np.ndarray | None = None
+    ) -> None:
         self.name, self.sha256, self.net, self.thresholds, self.card = name, sha256, net, thresholds, card
+        self.smoothing = smoothing
 
     def reliability(self) -> np.ndarray:
         """(K,) ICC of each AU on validation people, from the card; 0 where the card has none."""
@@ -42,21 +50,23 @@ class Base:
 
 def load_base(name: str = SHIPPED) -> Base:
     """The shipped base model, or one at a path (NAME.safetensors with NAME.json beside it). Raises ProfileError in one line."""
+    name = SHIPPED if name == "base" else name
     try:
         if name == SHIPPED:
             folder = resources.files("personalize").joinpath("assets")
-            blob = folder.joinpath("base.safetensors").read_bytes()
-            card = json.loads(folder.joinpath("base.json").read_text())
+            blob = folder.joinpath(f"{name}.safetensors").read_bytes()
+            card = json.loads(folder.joinpath(f"{name}.json").read_text())
         else:
             path = Path(name).with_suffix(".safetensors")
             if not path.is_file():
-                raise ProfileError(f"no base model at {path}: give 'base', or the path that 'personalize base fit --output' wrote.")
+                raise ProfileError(f"no base model at {path}: give 'base-s', or the path that 'personalize base fit --output' wrote.")
             blob, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
         tensors = load(blob)
         if card["aus"] != list(AUS):
             raise ProfileError(f"base model '{name}' reads other AUs than this version of personalize: train it anew.")
         net = AUNet(**card["model"])
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        smoothing = from_card(card, len(AUS))
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
     return Base(
@@ -65,6 +75,7 @@ def load_base(name: str = SHIPPED) -> Base:
         net.eval(),
         np.array(card["thresholds"], np.float32),
         card,
+        smoothing,
     )
 
 

@@ -117,7 +117,7 @@ def test_cut_off_before_the_index(face_clip: Clip, refused: Callable[..., str], 
         (["--overlay", "a.txt"], "cannot write a.txt: '.txt' is no video format, use .mp4"),
         (["--overlay", "a.png"], "cannot write a.png: '.png' is no video format, use .mp4"),
         (["--tracker", "mediapip"], "unknown tracker 'mediapip'. Did you mean 'mediapipe'? There is: face_alignment, mediapipe."),
-        (["--base", "other"], "no base model at other.safetensors: give 'base', or the path that 'personalize base fit --output' wrote."),
+        (["--base", "other"], "no base model at other.safetensors: give 'base-s', or the path that 'personalize base fit --output' wrote."),
     ],
 )
 def test_unusable_targets_and_names(face_clip: Clip, refused: Callable[..., str], tmp_path: Path, words: list[str], line: str) -> None:
@@ -189,7 +189,7 @@ def test_profiles(face_clip: Clip, refused: Callable[..., str], tmp_path: Path) 
     sha = load_base().sha256[:12]
     save_profile(Path("other"), base_sha256="0" * 64)
     assert refused(*words, "other") == (
-        f"the profile of 'her' was made for base 'base' (000000000000), and this is base 'base' ({sha}). "
+        f"the profile of 'her' was made for base 'base-s' (000000000000), and this is base 'base-s' ({sha}). "
         "Use that base, or fit again with this one."
     )
     (folder / "profile.safetensors").write_bytes(b"\x00" * 9)

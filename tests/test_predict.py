@@ -44,7 +44,7 @@ def intensities(rows: list[dict[str, str]]) -> np.ndarray:
 
 
 def card_thresholds() -> np.ndarray:
-    return np.array(json.loads(resources.files("personalize").joinpath("assets/base.json").read_text())["thresholds"])
+    return np.array(json.loads(resources.files("personalize").joinpath("assets/base-s.json").read_text())["thresholds"])
 
 
 def encode(path: Path, images: np.ndarray, pts: list[int] | None = None, pix: str = "yuv420p", rate: int = 15, **options: str) -> Path:

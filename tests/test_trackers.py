@@ -176,7 +176,7 @@ def test_face_alignment_with_weights_in_the_hub_folder(hub: Path, monkeypatch: p
 
 
 def test_ibug_points_become_observations() -> None:
-    """What a 68-point tracker gives reaches the model as a crop and a pose, without mesh landmarks."""
+    """What a 68-point tracker gives reaches the model as a crop, a pose, and the mesh's points that it knows."""
     from personalize.faces import Face, Tracker
 
     points = 60 * geometry.canonical()[list(geometry.IBUG_TO_MESH)] @ geometry.rotation_matrix(0.1, 0.3, -0.2).T + (150, 100, 0)
@@ -193,5 +193,9 @@ def test_ibug_points_become_observations() -> None:
             yield video.Frame(0, 0.0, np.zeros((240, 320, 3), np.uint8))
 
     ((_, (seen,)),) = tracks.observe(One(Path("x.mp4"), "video", 25.0, 1, (320, 240)), Fixed())
-    assert seen.landmarks is None and seen.crop.shape == (112, 112, 3) and seen.confidence == pytest.approx(0.8)
+    index = list(geometry.IBUG_TO_MESH)
+    rest = np.delete(seen.landmarks, index, axis=0)
+    np.testing.assert_allclose(seen.landmarks[index, :2], geometry.canonical()[index, :2], atol=2e-3)
+    assert np.isnan(rest).all() and np.isnan(seen.landmarks[:, 2]).all()
+    assert seen.crop.shape == (112, 112, 3) and seen.confidence == pytest.approx(0.8)
     assert seen.pose == pytest.approx([0.1, 0.3, -0.2], abs=1e-3)

@@ -1,0 +1,209 @@
+"""Training the base: what augmentation keeps, what thresholds maximise, what the losses see, and the commands end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Said
+
+from personalize.aus import AUS, COLUMNS
+from personalize.base import BaseModule, TopModule, augment_landmarks, best_thresholds, read_renders, scores, thin_out, views_of
+from personalize.datasets.mixing import mixed_loss
+from personalize.geometry import IBUG_TO_MESH
+from personalize.model import CROP, POINTS, AUNet
+from personalize.weights import load_base
+
+K = len(AUS)
+Run = Callable[..., Said]
+
+
+def small() -> AUNet:
+    torch.manual_seed(0)
+    return AUNet("resnet10t", width=24, hidden=32, dropout=0.0, backbone_options={"channels": [8, 8, 16, 16], "stem_width": 8})
+
+
+def made(n: int = 24, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tracked pictures of n / 6 people, the first of each neutral, the right half of whose crops is as bright as AU12 is strong."""
+    rng = np.random.default_rng(seed)
+    target = np.where(rng.random((n, K)) < 0.3, rng.uniform(0, 5, (n, K)), 0).astype(np.float16)
+    neutral = np.arange(n) % 6 == 0
+    target[neutral] = 0
+    crop = rng.integers(0, 40, (n, CROP, CROP, 3)).astype(np.uint8)
+    crop[:, :, CROP // 2 :] += (40 * target[:, COLUMNS.index("AU12")]).astype(np.uint8)[:, None, None, None]
+    return {
+        "crop": crop,
+        "landmarks": rng.normal(0, 1, (n, POINTS, 3)).astype(np.float16),
+        "pose": np.zeros((n, 3), np.float32),
+        "target": target,
+        "mask": np.ones((n, K), bool),
+        "occurrence": np.zeros((n, K), np.int8),
+        "person": np.arange(n).astype(np.int32) // 6,
+        "neutral": neutral,
+        "source": np.zeros(n, np.int32),
+    }
+
+
+def as_batch(data: dict[str, np.ndarray], rows: list[int]) -> dict[str, torch.Tensor]:
+    out = {k: torch.from_numpy(data[k][rows]) for k in ("crop", "landmarks", "target", "mask", "occurrence")}
+    out |= {"crop": out["crop"].permute(0, 3, 1, 2), "index": torch.tensor(rows)}
+    return {**out, "landmarks": out["landmarks"].float(), "target": out["target"].float()}
+
+
+def test_unknown_points_stay_unknown_and_spoil_no_other() -> None:
+    points = torch.randn(4, POINTS, 3)
+    points[:, 5:] = torch.nan
+    points[2:, :, 2] = torch.nan
+    out = augment_landmarks(points, 1, 3)
+    assert torch.equal(out.isnan(), points.isnan())
+    assert (out - points)[:, :5, :2].abs().max() < 1.0
+
+
+def test_thinned_people_keep_68_points() -> None:
+    torch.manual_seed(3)
+    own = torch.arange(40).repeat_interleave(5)
+    points = torch.randn(200, POINTS, 3)
+    out = thin_out(points, own, 0.5)
+    given = out.isfinite()
+    index = list(IBUG_TO_MESH)
+    thin = ~given.all((1, 2))
+    rest = np.setdiff1d(np.arange(POINTS), index)
+    assert given[:, index, :2].all() and torch.equal(out[~thin], points[~thin])
+    assert not given[thin][:, rest].any() and 10 <= len(own[thin].unique()) <= 30
+    flat = ~given[thin][:, index, 2].any(1)
+    assert 0.2 < flat.float().mean() < 0.8
+    moved = (out - points)[thin][:, index, :2]
+    assert 0.006 < moved.std() < 0.02
+    for person in own[thin].unique():
+        same = thin & (own == person)
+        assert same.sum() == 5 and (out - points)[same][:, index, :2].std(0).mean() < 0.006, "another tracker errs alike in all pictures"
+
+
+def test_thresholds_are_the_best_of_the_grid_on_what_is_known() -> None:
+    rng = np.random.default_rng(0)
+    prediction, target = rng.uniform(0, 5, (300, K)), rng.uniform(0, 5, (300, K))
+    mask, occurrence = rng.random((300, K)) < 0.7, np.zeros((300, K), np.int8)
+    occurrence[:, 3] = 1
+    target[:, 3] = target[:, 3] > 2.5
+    prediction[:, 3] = np.clip(target[:, 3] * 1.4 + rng.normal(0, 0.2, 300), 0, 5)
+    found = best_thresholds(prediction, target, mask, occurrence)
+    for k in (0, 3, 7):
+        truth = target[mask[:, k], k] >= (1 if k == 3 else 2)
+        f1 = {}
+        for t in np.arange(0.5, 3.01, 0.1):
+            said = prediction[mask[:, k], k] >= t
+            f1[t] = 2 * (said & truth).sum() / (said.sum() + truth.sum())
+        assert f1[min(f1, key=lambda t: abs(t - found[k]))] == pytest.approx(max(f1.values()))
+    assert 0.5 <= found[3] <= 1.1
+
+
+def test_scores_leave_out_what_is_unknown() -> None:
+    rng = np.random.default_rng(1)
+    target = rng.uniform(0, 5, (50, K))
+    prediction = target + rng.normal(0, 1, (50, K))
+    whole = scores(prediction[:30], target[:30])
+    target[30:] = np.nan
+    holed = scores(prediction, target)
+    for name in COLUMNS:
+        assert holed[name] == pytest.approx(whole[name]), name
+
+
+def test_every_branch_is_taught_and_absent_labels_are_not() -> None:
+    """The step's loss is the sum of its parts; unknown labels, whatever stands there, change nothing."""
+    data = made()
+    data["mask"][:, 5:] = False
+    rows = [0, 6, 1, 2, 3, 7, 8, 9]
+    losses, logged = [], []
+    for filled in (0.0, 4.0):
+        data["target"][:, 5:] = filled
+        torch.manual_seed(0)
+        module = BaseModule(small().eval(), 1e-3, 0.0, people=2, each=3)
+        said: dict[str, torch.Tensor] = {}
+        module.log_dict = said.update  # type: ignore[assignment, method-assign]
+        torch.manual_seed(1)
+        losses.append(module.training_step(as_batch(data, rows), 0))
+        logged.append(said)
+    assert float(losses[0]) == pytest.approx(float(losses[1]))
+    parts = logged[0]
+    whole = parts["fused"] + parts["crop"] + 0.5 * parts["landmarks"] + parts["located"]
+    assert float(losses[0]) == pytest.approx(float(whole))
+    losses[0].backward()
+
+
+def test_doubt_learns_the_error_without_touching_the_reading() -> None:
+    net = small()
+    x = torch.randn(6, 32)
+    said = net.read(x)
+    said["expected_error"].sum().backward()
+    assert all(p.grad is None for p in net.head.parameters())
+    assert all(p.grad is not None for p in net.doubt.parameters())
+    assert bool((said["expected_error"] >= 0).all())
+
+
+def test_second_stage_moves_all_but_the_backbone() -> None:
+    data, net = made(), small()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    maps = views_of(net, data, 2, batch=7)
+    assert maps[0].shape[:2] == (2, 24) and maps[0].dtype == torch.float16
+    # the two views are other augmentations of the same crop, in the same order
+    net.eval()
+    assert (maps[0][0] - maps[0][1]).abs().mean() > 0
+    module = TopModule(net, maps, 1e-2, 0.0, people=2, each=3)
+    module.log_dict = lambda _: None  # type: ignore[assignment, method-assign]
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        module.training_step(as_batch(data, [0, 6, 1, 2, 3, 7, 8, 9]), 0).backward()
+        optimizer.step()
+    moved = {k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert "backbone" not in moved
+    assert {"head", "fuse", "landmark_project", "shift_project", "crop_project", "squeeze", "doubt"} <= moved
+
+
+def test_reading_with_a_neutral_uses_the_persons_own() -> None:
+    """Against the model called on one person at a time."""
+    data, net = made(12), small().eval()
+    together = read_renders(net, data, "fused", True, batch=5)
+    for person in (0, 1):
+        rows = [6 * person + i for i in range(6)]
+        batch = as_batch(data, rows)
+        with torch.no_grad():
+            rest = net.neutral_features(batch["crop"][:1], batch["landmarks"][:1])
+            alone = net(batch["crop"], batch["landmarks"], torch.ones(6, dtype=torch.bool), rest)["intensity"].numpy()
+        np.testing.assert_allclose(together[rows], alone, atol=1e-4)
+    assert np.abs(together - read_renders(net, data, "fused", False)).max() > 1e-3
+
+
+def test_mixed_loss_is_the_ordinal_loss_where_all_are_intensities() -> None:
+    from personalize.model import ordinal_loss
+
+    logits, target = torch.randn(4, K, 5), 5 * torch.rand(4, K)
+    mask = torch.rand(4, K) < 0.6
+    ours = mixed_loss(logits, target, mask, torch.zeros(4, K, dtype=torch.int8))
+    assert float(ours) == pytest.approx(float(ordinal_loss(logits, target, mask)), rel=1e-5)
+
+
+def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
+    """A base is rendered, trained, written, judged, and read again; the rehearsal set lies beside it."""
+    small_one = [
+        "world.train_people=3", "world.validation_people=2", "world.pictures=4", "world.size=112", "world.workers=1", "optim.people=2",
+        "optim.each=2", "optim.epochs=1", "top.epochs=1", "top.people=2", "top.views=1", "model.width=16", "model.hidden=16",
+        "model.backbone_options.channels=[8,8,8,8]", "model.backbone_options.stem_width=8",
+    ]  # fmt: skip
+    folder = tmp_path / "mine"
+    said = command("base", "fit", "--output", folder, *small_one)
+    assert said.code == 0
+    assert sorted(p.name for p in folder.glob("mine.*")) == ["mine.json", "mine.safetensors"] and (folder / "replay.npz").is_file()
+    base = load_base(str(folder / "mine"))
+    assert base.name == "mine" and base.net.config["width"] == 16 and base.thresholds.shape == (K,)
+    assert base.card["data_sources"] == {"sources": ["synthetic"], "fold": None, "people": []}
+    said = command("base", "evaluate", "--base", folder / "mine", "--data", folder / "renders", "--output", tmp_path / "table.json")
+    assert said.code == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert set(table) == {"plain", "neutral"} and set(table["plain"]) == {*COLUMNS, "mean"}
+    card = base.card["validation"]["fused"]["AU12"]["mae"]
+    assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
