@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from base_tables import CONDITIONS, PRESENT, Table, conditional, references, shown
-from torch import Tensor
 
 from personalize import ui
 from personalize.aus import AUS
-from personalize.base import augment_landmarks, scores, thin_out
+from personalize.base import augment_landmarks, scores, standardise, thin_out
 from personalize.config import load_recipe
 from personalize.errors import PersonalizeError
 from personalize.model import AUNet, ordinal_loss
@@ -87,29 +86,6 @@ def usable(data: dict[str, np.ndarray], rows: str, seed: int) -> np.ndarray:
     return free
 
 
-def untrembled(points: Tensor, people: int, each: int) -> Tensor:
-    """:func:`personalize.base.augment_landmarks` without the tremble of single points.
-
-    All the rest of it is one affine map a picture, which shows in what becomes of far-away points: next to them a tremble is nothing.
-    """
-    far = 1e3
-    corners = torch.cat([torch.eye(3), -torch.eye(3)]) * far
-    moved = augment_landmarks(corners.expand(len(points), -1, -1), people, each)
-    linear = (moved[:, :3] - moved[:, 3:]) / (2 * far)
-    # Their middle still holds a little of six trembles, the same for all points: less than the shift that is meant.
-    return points @ linear + moved.mean(1, keepdim=True)
-
-
-def standardise(net: AUNet, data: dict[str, np.ndarray]) -> None:
-    """Scale the net's inputs as ``personalize.base.fit`` does."""
-    points = data["landmarks"].astype(np.float32)
-    net.landmark_mean.copy_(torch.from_numpy(points.mean(0)))
-    net.landmark_std.copy_(torch.from_numpy(points.std(0).clip(0.004) + 0.004))
-    own = references(data["person"], data["neutral"])
-    rows = np.flatnonzero(own >= 0)[:8000]
-    net.shift_std.copy_(torch.from_numpy((points[rows] - points[own[rows]]).std(0).clip(0.004) + 0.004))
-
-
 def train(variant: Variant, data: dict[str, np.ndarray], model: dict[str, Any], steps: int, people: int, lr: float, seed: int) -> AUNet:
     """A net whose crop branch never learns. A batch: one picture each of so many people, beside a neutral of theirs."""
     torch.manual_seed(seed)
@@ -129,7 +105,7 @@ def train(variant: Variant, data: dict[str, np.ndarray], model: dict[str, Any], 
         pictures = rng.choice(rows, people)
         chosen = [rng.choice(neutrals[int(data["person"][i])]) for i in pictures]
         both = points[np.concatenate([chosen, pictures])].float()
-        both = (augment_landmarks if variant.tremble else untrembled)(both, people if variant.stretch else 0, 1)
+        both = augment_landmarks(both, people, 1, 0.05 if variant.stretch else 0.0, 0.003 if variant.tremble else 0.0)
         both = thin_out(both, own)
         has_neutral = (torch.rand(people) < 0.55) & variant.neutral
         neutral = {"crop": look, "landmarks": both[:people]}

@@ -258,10 +258,10 @@ def _read_base(job: Job) -> dict[str, Any]:
     if neutral is not None:
         import torch
 
-        still = replace(support[int(neutral.indices[0])], crop=neutral.crop, landmarks=neutral.landmarks)
-        batch = batch_of([still])
+        stills = [replace(support[int(neutral.indices[0])], crop=crop, landmarks=neutral.landmarks) for crop in neutral.crops]
+        batch = batch_of(stills)
         with torch.inference_mode():
-            features = base.net.neutral_features(batch["crop"], batch["landmarks"])
+            features = base.net.rest_of(batch["crop"], batch["landmarks"][:1])
         if neutral.landmarks is None:
             features.pop("landmarks")
         wide = np.full(len(AUS), MAX_INTENSITY, np.float32)

@@ -221,7 +221,7 @@ class Session:
             self.held = np.arange(len(times)) % 5 >= 3
         self.neutral = None
         if identity.neutral is not None and recipe["neutral"]["use"]:
-            crop = torch.from_numpy(identity.neutral.crop).permute(2, 0, 1)[None].contiguous()
+            crop = torch.from_numpy(identity.neutral.crops).permute(0, 3, 1, 2).contiguous()
             points = identity.neutral.landmarks
             if points is not None:
                 self.neutral = {"crop": crop, "landmarks": torch.from_numpy(points)[None]}
@@ -363,7 +363,7 @@ class Session:
         out = []
         rest = None
         if neutral and self.neutral is not None:
-            rest = net.neutral_features(self.neutral["crop"], self.neutral["landmarks"])
+            rest = net.rest_of(self.neutral["crop"], self.neutral["landmarks"])
         for i in range(0, len(batch["crop"]), 64):
             part = {k: v[i : i + 64] for k, v in batch.items()}
             off = torch.zeros(len(part["crop"]), dtype=torch.bool)
@@ -424,7 +424,7 @@ class Session:
         if self.neutral is not None:
             with torch.no_grad():
                 neutral = {
-                    k: v.float() for k, v in self.net.neutral_features(self.neutral["crop"], self.neutral["landmarks"].float()).items()
+                    k: v.float() for k, v in self.net.rest_of(self.neutral["crop"], self.neutral["landmarks"].float()).items()
                 }
             if self.identity.neutral is not None and self.identity.neutral.landmarks is None:
                 neutral.pop("landmarks")
@@ -528,7 +528,7 @@ class Session:
         n = len(rows["crop"])
         rows.pop("source")
         if self.neutral is not None:
-            rows["neutral_crop"] = self.neutral["crop"].expand(n, -1, -1, -1)
+            rows["neutral_crop"] = self.neutral["crop"][:1].expand(n, -1, -1, -1)
             rows["neutral_landmarks"] = self.neutral["landmarks"].expand(n, -1, -1)
         rows["has_neutral"] = torch.full((n,), self.neutral is not None)
         buffer.add(rows, self.identity.name)

@@ -21,13 +21,13 @@ _SPEECH = [AUS.index(25), AUS.index(26)]
 class Neutral:
     """The resting face of a person.
 
-    indices: observations it was taken from, calmest first. crop: (112, 112, 3) uint8, the best of them. landmarks: (478, 3) float32, their
-    robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1; below 0.5 the clip hardly shows the face
-    at rest.
+    indices: observations it was taken from, calmest first. crops: (M, 112, 112, 3) uint8, the best of them, at most 6. landmarks:
+    (478, 3) float32, their robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1; below 0.5 the
+    clip hardly shows the face at rest.
     """
 
     indices: np.ndarray
-    crop: np.ndarray
+    crops: np.ndarray
     landmarks: np.ndarray | None
     confidence: float
 
@@ -95,7 +95,7 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
 def _merge(observations: list[Observation], chosen: np.ndarray, confidence: float) -> Neutral:
     known = np.array([i for i in chosen if observations[i].landmarks is not None], dtype=np.int64)
     if len(known) == 0:
-        return Neutral(chosen, observations[chosen[0]].crop, None, confidence)
+        return Neutral(chosen, _crops(observations, chosen), None, confidence)
     chosen, points = known, np.stack([observations[i].landmarks for i in known])
     given = np.isfinite(points).all(0)  # a tracker of 68 points leaves the rest of the mesh unknown
     stack = np.where(given, points, 0)
@@ -103,4 +103,8 @@ def _merge(observations: list[Observation], chosen: np.ndarray, confidence: floa
     apart = np.sqrt(((stack - median) ** 2).sum(-1).mean(-1))
     agree = apart <= max(2.0 * float(np.median(apart)), 1e-6)
     mean = np.where(given, stack[agree].mean(0), np.nan)
-    return Neutral(chosen[agree], observations[int(chosen[agree][0])].crop, mean.astype(np.float32), confidence)
+    return Neutral(chosen[agree], _crops(observations, chosen[agree]), mean.astype(np.float32), confidence)
+
+
+def _crops(observations: list[Observation], chosen: np.ndarray) -> np.ndarray:
+    return np.stack([observations[int(i)].crop for i in chosen[:6]])

@@ -132,6 +132,11 @@ class AUNet(nn.Module):
         """What the model keeps of a neutral: 'crop' (B, width) features and 'landmarks' (B, 478, 3); no picture."""
         return {"crop": self.crop_features(crop), "landmarks": landmarks}
 
+    def rest_of(self, crops: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
+        """A person's neutral from several pictures of it, as :meth:`neutral_features` with a batch of 1: one picture's light and blur
+        count less in the mean. crops: (M, 3, 112, 112); landmarks: (1, 478, 3)."""
+        return {"crop": self.crop_features(crops).mean(0, keepdim=True), "landmarks": landmarks}
+
     def combine(
         self,
         look: Tensor,

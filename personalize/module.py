@@ -37,7 +37,8 @@ class PersonalModule(L.LightningModule):
     """Adapts ``net`` with what the adapter lets move.
 
     Every step is seeded by its number and rank, so that a resumed fit repeats nothing and skips nothing. neutral: the person's, 'crop'
-    (1, 3, 112, 112) uint8 and 'landmarks' (1, 478, 3), or None. replay: samples drawn from the buffer a step, on each rank.
+    (M, 3, 112, 112) uint8, one of which a step sees, and 'landmarks' (1, 478, 3), or None. replay: samples drawn from the buffer a step,
+    on each rank.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class PersonalModule(L.LightningModule):
         own = augment(batch)
         if self.neutral is not None:
             n = len(own["crop"])
-            own["neutral_crop"] = self.neutral["crop"].to(self.device)
+            crops = self.neutral["crop"].to(self.device)
+            own["neutral_crop"] = crops[torch.randint(len(crops), (1,))]
             own["neutral_landmarks"] = self.neutral["landmarks"].to(self.device).expand(n, -1, -1)
             own["has_neutral"] = torch.ones(n, dtype=torch.bool, device=self.device)
         own = self._with_maps(own)

@@ -63,6 +63,20 @@ def test_unknown_points_stay_unknown_and_spoil_no_other() -> None:
     assert (out - points)[:, :5, :2].abs().max() < 1.0
 
 
+def test_without_tremble_all_points_of_a_picture_move_together() -> None:
+    """An affine map explains the change of every picture; with tremble it does not."""
+    torch.manual_seed(0)
+    points = torch.randn(1, POINTS, 3).expand(400, -1, -1)
+    one = torch.cat([points[0], torch.ones(POINTS, 1)], 1)
+    for people in (0, 100):
+        for tremble in (0.0, 0.003):
+            moved = augment_landmarks(points, people, 3, tremble=tremble)
+            left = float((moved[7] - one @ torch.linalg.lstsq(one, moved[7]).solution).abs().max())
+            assert left < 1e-4 if tremble == 0 else left > 5e-3
+    wide = [float(augment_landmarks(points, 100, 3, stretch=s, tremble=0).std(0).mean()) for s in (0.0, 0.05)]
+    assert wide[1] > 1.3 * wide[0]
+
+
 def test_thinned_people_keep_68_points() -> None:
     torch.manual_seed(3)
     own = torch.arange(40).repeat_interleave(5)

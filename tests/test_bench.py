@@ -283,9 +283,9 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         gate = np.full(K, 1.0 if recipe["generator"]["name"] == "mesh_warp" else 0.0, np.float32)
         return SimpleNamespace(profile=Profile(name, base.name, base.sha256, gate=gate, thresholds=base.thresholds))
 
-    neutral = SimpleNamespace(indices=np.array([0, 2]), crop=np.zeros((112, 112, 3), np.uint8), landmarks=None, confidence=0.7)
+    neutral = SimpleNamespace(indices=np.array([0, 2]), crops=np.zeros((2, 112, 112, 3), np.uint8), landmarks=None, confidence=0.7)
     features = {"crop": None, "landmarks": None}
-    base.net = SimpleNamespace(neutral_features=lambda crop, landmarks: dict(features))
+    base.net = SimpleNamespace(rest_of=lambda crops, landmarks: dict(features))
     monkeypatch.setattr(bench, "WORKERS", 0)
     monkeypatch.setattr(bench, "render", fake_render)
     monkeypatch.setattr(bench, "_tracked", tracked)

@@ -57,7 +57,7 @@ def identity() -> Identity:
         World(size=320).render(person, zeros, np.zeros((2, len(controls()[0])), np.float32), pose, np.zeros((2, 2), np.float32), [scene])
     )
     found = [observe(image, i) for i, image in enumerate(shot.images)]
-    neutral = Neutral(np.array([0]), found[0].crop, found[0].landmarks, 1.0)
+    neutral = Neutral(np.array([0]), found[0].crop[None], found[0].landmarks, 1.0)
     return Identity("someone", found, zeros, neutral, (320, 320))
 
 

@@ -50,7 +50,7 @@ def test_who_frowns_most_of_the_time_rests_in_the_other_frames() -> None:
     assert neutral is not None and neutral.landmarks is not None
     assert not frowns[neutral.indices].any()
     assert np.abs(neutral.landmarks - REST).max() < 0.005
-    assert not frowns[int(neutral.crop[0, 0, 0])], "the picture is one of the calm frames"
+    assert not frowns[int(neutral.crops[0, 0, 0, 0])], "the picture is one of the calm frames"
     assert neutral.confidence == pytest.approx(1.0)
 
 
@@ -81,7 +81,7 @@ def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
     neutral = find_neutral(observations, intensity, at_seconds=2.5)
     assert neutral is not None and neutral.landmarks is not None
     assert set(neutral.indices) <= {23, 24, 25, 26, 27} and neutral.indices[0] == 25
-    assert neutral.crop[0, 0, 0] == 25 and neutral.confidence == 1.0
+    assert neutral.crops[0, 0, 0, 0] == 25 and neutral.confidence == 1.0
     assert np.abs(neutral.landmarks - REST - FROWN).max() < 0.01
 
 
@@ -127,7 +127,7 @@ def test_frames_that_disagree_are_dropped() -> None:
 
 def test_without_a_mesh_the_picture_remains() -> None:
     neutral = find_neutral([seen(i, mesh=False) for i in range(40)], still(40))
-    assert neutral is not None and neutral.landmarks is None and neutral.crop.shape == (112, 112, 3)
+    assert neutral is not None and neutral.landmarks is None and neutral.crops.shape[1:] == (112, 112, 3)
 
 
 def test_a_person_half_with_a_mesh() -> None:
