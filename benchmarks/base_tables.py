@@ -297,7 +297,7 @@ class Pictures:
             if w.neutral:
                 own = torch.from_numpy(self.reference.clip(0))
                 neutral, has_neutral = {"crop": self.looks[own], "landmarks": points[own]}, torch.from_numpy(self.reference >= 0)
-            read = self.net.read(self.net.combine(self.looks, points, on & w.landmarks, neutral, has_neutral, on & w.crop))
+            read = self.net.answer(self.looks, points, on & w.landmarks, neutral, has_neutral, on & w.crop)
             self._kept[way] = {k: read[k].double().numpy() for k in ("intensity", "expected_error")}
         return self._kept[way]
 

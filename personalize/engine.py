@@ -369,8 +369,8 @@ class Session:
             off = torch.zeros(len(part["crop"]), dtype=torch.bool)
             look = net.crop_features(part["crop"])
             has_landmarks = off if branch == "crop" else part["has_landmarks"]
-            fused = net.combine(look, part["landmarks"], has_landmarks, rest, None, off if branch == "landmarks" else None)
-            out.append(net.read(fused)["intensity"].numpy())
+            said = net.answer(look, part["landmarks"], has_landmarks, rest, None, off if branch == "landmarks" else None)
+            out.append(said["intensity"].numpy())
         return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
 
     def weigh(self, number: int) -> gate.Evidence:
@@ -423,9 +423,7 @@ class Session:
         neutral: dict[str, Tensor] = {}
         if self.neutral is not None:
             with torch.no_grad():
-                neutral = {
-                    k: v.float() for k, v in self.net.rest_of(self.neutral["crop"], self.neutral["landmarks"].float()).items()
-                }
+                neutral = {k: v.float() for k, v in self.net.rest_of(self.neutral["crop"], self.neutral["landmarks"].float()).items()}
             if self.identity.neutral is not None and self.identity.neutral.landmarks is None:
                 neutral.pop("landmarks")
         offsets = self._offsets(opened, trust)

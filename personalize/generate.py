@@ -1,28 +1,54 @@
-"""``personalize generate``: labelled pictures of the person in a clip, from a dictionary of AUs or a balanced grid."""
+"""``personalize generate``: labelled pictures of the person in a clip, from a dictionary of AUs or a grid; or another clip's expressions.
+
+Everything that is written says that it is synthetic, of whose clip and by what: in the PNG text chunk 'personalize', a video's comment,
+provenance.json. Pictures are written as they are made, into a folder that gets its name when all is done.
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import datetime
+import hashlib
+import inspect
+import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from . import __version__, registry, tracking, ui
-from .aus import AUS, COLUMNS, MAX_INTENSITY, column, parse_au
+from . import __version__, geometry, registry, tracking, ui
+from .aus import AUS, COLUMNS, MAX_INTENSITY, NAMES, column, parse_au
+from .composite import face_mask, free_corner, tilted, watermark
 from .config import load_recipe
 from .data import balanced_requests
+from .drive import drive, inserted, landmarks_in, read_driver
 from .engine import collect, identify
 from .errors import ConfigError, InputError, unknown
-from .generators import Request
-from .video import open_media
+from .faces import Tracker
+from .generators import Generator, Request, Sample
+from .identity import Identity
+from .predict import open_reader
+from .profile import find_profile, read_manifest
+from .reader import Reader
+from .video import Media, open_media
 from .weights import load_base
 
 _ANGLES = ("pitch", "yaw", "roll")
+GRIDS = ("balanced", "sheet")
+POINTS = {"mesh478": 478, "ibug68": 68}
+TURN = float(np.radians(8.0))
+"""How far poses of the balanced grid lie from one that the clip shows, at most, for pitch and yaw."""
+LARGEST = 384
+"""Side in pixels up to which faces for videos and composites keep the clip's own resolution."""
+SHEET_POSES: tuple[tuple[str, tuple[int, ...]], ...] = (("yaw", (-30, -20, -10, 0, 10, 20, 30)), ("pitch", (-20, -10, 0, 10, 20)))
+SHEET_FACES: tuple[tuple[str, dict[int, float]], ...] = (("rest", {}), ("AU06 4", {6: 4.0}), ("AU17 4", {17: 4.0}))
 
 
 def parse_aus(text: str) -> dict[int, float]:
@@ -58,81 +84,473 @@ def _number(text: str, what: str, least: float, most: float) -> float:
     return value
 
 
+# --- what is asked for ----------------------------------------------------------------------------------------------------------------
+
+
+def spread_poses(requests: Sequence[Request], identity: Identity, seed: int) -> list[Request]:
+    """The requests with head poses drawn evenly over what the clip shows and up to ``TURN`` beyond, whatever the AUs."""
+    shown = np.array([o.pose[:2] for o in identity.observations])
+    low, high = np.percentile(shown, [2, 98], axis=0)
+    rng = np.random.default_rng([seed, 7102])
+    out = []
+    for request in requests:
+        wanted = rng.uniform(low - TURN, high + TURN)
+        near = shown[int(np.abs(shown - wanted).max(1).argmin())]
+        pitch, yaw = near + np.clip(wanted - near, -TURN, TURN)
+        out.append(replace(request, pose=(float(pitch), float(yaw), 0.0)))
+    return out
+
+
+def roll_of(request: Request) -> float:
+    """Radians by which an upright picture is tilted afterwards."""
+    return 0.0 if request.pose is None else float(request.pose[2])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the sheet: its block (0 AUs, 1 yaw, 2 pitch), row and column in it, and what is asked for there."""
+
+    block: int
+    row: int
+    column: int
+    request: Request
+
+
+def sheet_cells(rest: np.ndarray, source: int) -> list[Cell]:
+    """All of the sheet: AUs by intensity, then faces by yaw and by pitch. rest: (3,) radians, the person's neutral pose."""
+    still = (float(rest[0]), float(rest[1]), 0.0)
+    cells = [
+        Cell(0, r, value, Request({au: float(value)} if value else {}, still, source)) for r, au in enumerate(AUS) for value in range(6)
+    ]
+    for block, (angle, degrees) in enumerate(SHEET_POSES, 1):
+        for r, (_, aus) in enumerate(SHEET_FACES):
+            for c, value in enumerate(degrees):
+                pose = [0.0, 0.0, 0.0]
+                pose[_ANGLES.index(angle)] = float(np.radians(value))
+                cells.append(Cell(block, r, c, Request(aus, (pose[0], pose[1], pose[2]), source)))
+    return cells
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError, before any work, for options that contradict each other."""
+    if args.grid not in (None, *GRIDS):
+        raise ConfigError(unknown("grid", args.grid, GRIDS))
+    if args.driver:
+        for option, value in (("--grid", args.grid), ("--aus", args.aus), ("--pose", args.pose), ("-n", args.n)):
+            if value is not None:
+                raise ConfigError(f"--driver brings expressions and poses of its own: leave {option} out.")
+    elif args.driver_profile:
+        raise ConfigError("--driver-profile is the profile of a driver: name its clip with --driver.")
+    if args.grid and args.aus:
+        raise ConfigError("--grid brings expressions of its own: leave --aus out.")
+    if args.grid == "sheet":
+        for option, value in (("--pose", args.pose), ("-n", args.n)):
+            if value is not None:
+                raise ConfigError(f"--grid sheet is always the same pictures: leave {option} out.")
+
+
+def _check_output(folder: Path) -> None:
+    """Raise InputError where nothing can be written later."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder with --output.")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: name another folder with --output.")
+    place = folder.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        raise InputError(f"cannot write {folder}: permission denied")
+
+
+def _check_disk(folder: Path, needed: float) -> None:
+    place = folder.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"not enough disk for {folder}: about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free. "
+            "Free some or name another place with --output."
+        )
+
+
+# --- provenance -----------------------------------------------------------------------------------------------------------------------
+
+
+def sha256_of(media: Media) -> str:
+    """Of the file; of a folder, of its pictures one after the other, in order."""
+    digest = hashlib.sha256()
+    for path in media.files or [media.path]:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def provenance(generator: str, media: Media, seed: int, driver: Media | None = None, composite: bool = False) -> dict[str, Any]:
+    """What every file says of itself: that it is synthetic, by what, of whose clip (name and hash, no path), when."""
+    record: dict[str, Any] = {
+        "synthetic": True,
+        "tool": f"personalize {__version__}",
+        "generator": generator,
+        "source": {"file": media.name, "sha256": sha256_of(media)},
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "composite": composite,
+    }
+    if driver is not None:
+        record["driver"] = {"file": driver.name, "sha256": sha256_of(driver)}
+    return record
+
+
+def png_info(record: dict[str, Any]) -> PngInfo:
+    """The record as a PNG text chunk 'personalize'."""
+    info = PngInfo()
+    info.add_text("personalize", json.dumps(record))
+    return info
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------------------
+
+
+class PictureFolder:
+    """images/, masks/, labels.csv, landmarks.npz of pictures that come in any order; written as they come."""
+
+    def __init__(self, place: Path, tracker: Tracker, identity: Identity, record: dict[str, Any], mark: bool) -> None:
+        self.place, self.tracker, self.identity, self.record, self.mark = place, tracker, identity, record, mark
+        self.rows: dict[int, list[str]] = {}
+        self.landmarks: dict[int, np.ndarray] = {}
+        for name in ("images", "masks"):
+            (place / name).mkdir(parents=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, index: int, image: np.ndarray, sample: Sample, near: np.ndarray | None = None) -> np.ndarray:
+        """Write one picture; returns it as written. near: (2,) where its face is, pixels; the middle by default."""
+        points = landmarks_in(self.tracker, image, near)
+        mask = face_mask(np.zeros((0, 2)) if points is None else points, image.shape)
+        if self.mark:
+            image = watermark(image, free_corner(image.shape, mask))
+        name = f"{index:05d}.png"
+        origin = self.identity.observations[sample.source]
+        pose = np.array(origin.pose if sample.request.pose is None else sample.request.pose, np.float64)
+        pose[2] = origin.pose[2] if self.record["composite"] else roll_of(sample.request)
+        record = self.record | {
+            "frame": origin.file or origin.frame,
+            "aus": {column(a): round(float(v), 2) for a, v in sorted(sample.request.aus.items())},
+            "pose": dict(zip(_ANGLES, np.degrees(pose).round(1).tolist(), strict=True)),
+        }
+        Image.fromarray(image).save(self.place / "images" / name, pnginfo=png_info(record))
+        Image.fromarray(mask).save(self.place / "masks" / name, pnginfo=png_info(record))
+        self.rows[index] = [name, *(f"{v:.2f}" if k else "" for v, k in zip(sample.target, sample.known, strict=True))]
+        if points is not None:
+            self.landmarks[index] = points.astype(np.float32)
+        return image
+
+    def finish(self) -> None:
+        """Write labels.csv and landmarks.npz."""
+        with (self.place / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", *COLUMNS])
+            writer.writerows(self.rows[i] for i in sorted(self.rows))
+        blank = np.full((POINTS.get(self.tracker.scheme, 478), 3), np.nan, np.float32)
+        order = sorted(self.rows)
+        np.savez_compressed(
+            self.place / "landmarks.npz",
+            landmarks=np.stack([self.landmarks.get(i, blank) for i in order]),
+            name=np.array([self.rows[i][0] for i in order]),
+            provenance=np.array(json.dumps(self.record)),
+        )
+
+
+class Sheet:
+    """The grid to look at: blocks of captioned cells at full size."""
+
+    LEFT, HEAD = 150, 22
+
+    def __init__(self, side: tuple[int, int]) -> None:
+        self.side = side
+        names = [f"AU{au:02d} {NAMES[au]}" for au in AUS]
+        faces = [name for name, _ in SHEET_FACES]
+        self.blocks = [("intensity", names, [str(v) for v in range(6)])]
+        self.blocks += [(angle, faces, [f"{v:+d} degrees" for v in degrees]) for angle, degrees in SHEET_POSES]
+        width, height = side
+        tops, top = [], 0
+        for _, rows, _ in self.blocks:
+            tops.append(top)
+            top += self.HEAD + len(rows) * (height + 2) + 8
+        self.tops = tops
+        self.canvas = Image.new("RGB", (self.LEFT + max(len(c) for _, _, c in self.blocks) * (width + 2), top), "white")
+        draw = ImageDraw.Draw(self.canvas)
+        for top, (title, rows, columns) in zip(tops, self.blocks, strict=True):
+            draw.text((4, top + 5), title, fill="black")
+            for c, text in enumerate(columns):
+                draw.text((self.LEFT + c * (width + 2) + 4, top + 5), text, fill="black")
+            for r, text in enumerate(rows):
+                y = top + self.HEAD + r * (height + 2)
+                draw.text((4, y + height // 2), text, fill="black")
+                for c in range(len(columns)):
+                    x = self.LEFT + c * (width + 2)
+                    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=(225, 225, 225))
+                    draw.text((x + 6, y + height // 2), "not made", fill=(120, 120, 120))
+
+    def place(self, cell: Cell, image: np.ndarray) -> None:
+        """Put a picture into its cell."""
+        picture = Image.fromarray(image)
+        if picture.size != self.side:
+            picture = picture.resize(self.side, Image.Resampling.LANCZOS)
+        x = self.LEFT + cell.column * (self.side[0] + 2)
+        self.canvas.paste(picture, (x, self.tops[cell.block] + self.HEAD + cell.row * (self.side[1] + 2)))
+
+
+def contact_sheet(pictures: list[tuple[np.ndarray, str]], columns: int = 8, side: int = 160) -> Image.Image:
+    """Pictures with captions on one sheet, each as wide as ``side``, all of one shape."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    tall = round(side * pictures[0][0].shape[0] / pictures[0][0].shape[1])
+    sheet = Image.new("RGB", (columns * side, rows * (tall + 16)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(pictures):
+        x, y = i % columns * side, i // columns * (tall + 16)
+        sheet.paste(Image.fromarray(image).resize((side, tall)), (x, y))
+        draw.text((x + 2, y + tall + 2), caption[: side // 6], fill="black")
+    return sheet
+
+
+# --- making it ------------------------------------------------------------------------------------------------------------------------
+
+
+def create_generator(recipe: dict[str, Any], **wanted: Any) -> Generator:
+    """The recipe's generator, with those of the ``wanted`` options that it has and that the recipe leaves at their defaults."""
+    name, options = recipe["generator"]["name"], dict(recipe["generator"]["options"] or {})
+    has = inspect.signature(registry.load("generators", name)).parameters
+    options |= {k: v for k, v in wanted.items() if k in has and options.get(k, has[k].default) == has[k].default}
+    made: Generator = registry.create("generators", name, options)
+    return made
+
+
+def own_size(identity: Identity) -> int:
+    """Side in pixels at which a view of the person's face keeps the clip's resolution, 160 to ``LARGEST``."""
+    seen = [float(np.hypot(*o.view_to_frame[:, 0])) for o in identity.observations if o.view is not None and o.view_to_frame is not None]
+    if not seen:
+        return geometry.VIEW_SIZE
+    return int(np.clip(round(geometry.VIEW_SIZE * float(np.median(seen)) / 16) * 16, geometry.VIEW_SIZE, LARGEST))
+
+
+def remake_views(media: Media, identity: Identity, size: int) -> None:
+    """Take the views of the person's frames from the clip again, at another size; reads it once more, without tracking."""
+    wanted = {o.frame: o for o in identity.observations if o.view is not None}
+    with ui.progress(None, media.length, f"Reading {media.name} again") as bar:
+        for frame in media.frames():
+            o = wanted.get(frame.index)
+            if o is not None:
+                pose = geometry.fit_pose(o.image_landmarks, identity.scheme)
+                o.view, o.view_to_frame = geometry.view(frame.image, pose, identity.scheme, size)
+            bar.advance(1)
+
+
+def answers(generator: Generator, requests: Sequence[Request], again: bool) -> Iterator[tuple[int, Sample | None]]:
+    """Each request's number and answer, in order. again: what cannot be made in its pose is asked for in any."""
+    for start in range(0, len(requests), 16):
+        part = list(requests[start : start + 16])
+        made = generator.generate(part)
+        if again:
+            missing = [i for i, s in enumerate(made) if s is None and part[i].pose is not None]
+            for i, s in zip(missing, generator.generate([replace(part[i], pose=None) for i in missing]), strict=True):
+                made[i] = s
+        yield from enumerate(made, start)
+
+
 def generate_command(args: argparse.Namespace) -> int:
     """``personalize generate``."""
     tracking.quiet_lightning()
-    recipe = load_recipe("default", args.overrides)
+    _check_options(args)
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.seed is not None:
+        recipe["seed"] = args.seed
     folder = Path(args.output)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: name another folder with --output.")
-    if args.grid not in (None, "balanced"):
-        raise ConfigError(unknown("grid", args.grid, ["balanced"]))
-    asked = parse_aus(args.aus) if args.aus else {}
-    media = open_media(args.identity)
-    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
-    try:
-        identity = identify(
-            collect(media, tracker, getattr(args, "face", None)), load_base(recipe["base"]), media, media.path.stem, None, []
-        )
-    finally:
-        tracker.close()
-    rest = identity.observations[int(identity.neutral.indices[0])].pose if identity.neutral is not None else np.zeros(3)
-    requests = balanced_requests(args.n or 100, recipe["seed"]) if args.grid else [Request(asked)] * (args.n or 1)
+    _check_output(folder)
+    if args.aus:
+        parse_aus(args.aus)
     if args.pose:
-        pose = parse_pose(args.pose, rest)
-        requests = [Request(r.aus, pose) for r in requests]
-    generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
-    generator.prepare(identity, recipe["seed"])
-    made = []
-    with ui.progress(None, len(requests), "Generating") as bar:
-        for start in range(0, len(requests), 16):
-            part = requests[start : start + 16]
-            made += [s for s in generator.generate(part) if s is not None]
-            bar.advance(len(part))
-    if not made:
-        raise InputError(
-            f"{recipe['generator']['name']} could make none of the pictures asked for from {media.name}: "
-            "ask for smaller changes or another generator."
-        )
-    if len(made) < len(requests):
-        ui.warn(
-            f"{len(requests) - len(made)} of {len(requests)} pictures could not be made honestly (pose or AU out of range) and are left out"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+        parse_pose(args.pose, np.zeros(3))
+    media = open_media(args.identity)
+    driver = open_media(args.driver) if args.driver else None
+    if driver is not None and driver.kind != "video":
+        raise InputError(f"{driver.name} is no video: --driver takes a clip whose expressions are put onto the face.")
+    if args.driver_profile:
+        read_manifest(find_profile(args.driver_profile))  # before anything is tracked for nothing
+    create_generator(recipe)  # likewise
+    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        (partial / "images").mkdir(parents=True)
-        with (partial / "labels.csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", *COLUMNS])
-            for i, sample in enumerate(made):
-                name = f"{i:05d}.png"
-                info = PngInfo()
-                info.add_text(
-                    "personalize", f"synthetic, made by personalize {__version__} {recipe['generator']['name']} from {media.name}"
-                )
-                Image.fromarray(sample.image).save(partial / "images" / name, pnginfo=info)
-                writer.writerow([name, *(f"{v:.2f}" if k else "" for v, k in zip(sample.target, sample.known, strict=True))])
-        contact_sheet([(s.image, " ".join(f"AU{a:02d} {v:.1f}" for a, v in s.request.aus.items()) or "rest") for s in made[:48]]).save(
-            partial / "sheet.png"
-        )
+        if driver is not None:
+            said = _video(args, recipe, media, driver, tracker, folder, partial)
+        else:
+            said = _pictures(args, recipe, media, tracker, folder, partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
     finally:
+        tracker.close()
         shutil.rmtree(partial, ignore_errors=True)
-    ui.info(f"wrote {len(made)} pictures, labels.csv and sheet.png to {folder}")
+    ui.info(f"wrote {said} to {folder}")
     return 0
 
 
-def contact_sheet(pictures: list[tuple[np.ndarray, str]], columns: int = 8, side: int = 160) -> Image.Image:
-    """Pictures with captions on one sheet."""
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(pictures):
-        x, y = i % columns * side, i // columns * (side + 16)
-        sheet.paste(Image.fromarray(image).resize((side, side)), (x, y))
-        draw.text((x + 2, y + side + 2), caption[:27], fill="black")
-    return sheet
+def _identify(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tracker: Tracker) -> Identity:
+    found = collect(media, tracker, getattr(args, "face", None))
+    return identify(found, load_base(recipe["base"]), media, media.path.stem, None, [])
+
+
+def _ready(recipe: dict[str, Any], media: Media, identity: Identity, own: bool, steady: bool) -> Generator:
+    """The generator, prepared. own: pictures in the clip's resolution. steady: without random differences between pictures."""
+    wanted: dict[str, Any] = {"gain_spread": 0.0} if steady else {}
+    if own:
+        wanted["size"] = own_size(identity)
+    generator = create_generator(recipe, **wanted)
+    size = getattr(generator, "size", geometry.VIEW_SIZE)
+    if isinstance(size, int) and size > geometry.VIEW_SIZE:
+        remake_views(media, identity, size)
+    generator.prepare(identity, recipe["seed"])
+    return generator
+
+
+def _rest(identity: Identity) -> tuple[int, np.ndarray]:
+    """The calmest frame and its pose; without a neutral the first frame, facing the camera."""
+    if identity.neutral is None:
+        return 0, np.zeros(3)
+    first = int(identity.neutral.indices[0])
+    return first, np.asarray(identity.observations[first].pose, np.float64)
+
+
+def _video(
+    args: argparse.Namespace, recipe: dict[str, Any], media: Media, driver: Media, tracker: Tracker, folder: Path, partial: Path
+) -> str:
+    frames = driver.length or int((driver.duration or 60.0) * driver.fps)
+    side = LARGEST * LARGEST if not args.composite else max(media.size[0] * media.size[1], 1)
+    _check_disk(folder, 2e6 + 0.15 * frames * side)
+    identity = _identify(args, recipe, media, tracker)
+    reader = open_reader(args.driver_profile, None) if args.driver_profile else Reader(load_base(recipe["base"]))
+    acted = read_driver(driver, reader, tracker)
+    generator = _ready(recipe, media, identity, True, True)
+    record = provenance(recipe["generator"]["name"], media, recipe["seed"], driver, args.composite)
+    partial.mkdir(parents=True)
+    made = drive(
+        acted,
+        identity,
+        generator,
+        media,
+        tracker,
+        partial,
+        composite=args.composite,
+        mark=args.watermark,
+        seed=recipe["seed"],
+        record=record,
+    )
+    lines = []
+    if made.held:
+        why = "no face, or pose out of range"
+        lines.append(f"{made.held} of {made.frames} frames could not be made honestly ({why}) and hold the last one")
+    if made.bare:
+        lines.append(f"in {made.bare} of {made.frames} frames {media.name} shows no face: they stay its own")
+    if lines:
+        ui.warn("; ".join(lines))
+    contact_sheet(made.thumbnails, 4, 320).save(partial / "sheet.png", pnginfo=png_info(record))
+    counts = {"frames": made.frames, "held": made.held, "unchanged": made.bare, "watermark": args.watermark}
+    _write_record(partial, record | counts)
+    return f"video.mp4 ({made.frames} frames), labels.csv, sheet.png and provenance.json"
+
+
+def _write_record(place: Path, record: dict[str, Any]) -> None:
+    (place / "provenance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tracker: Tracker, folder: Path, partial: Path) -> str:
+    count = args.n or (len(sheet_cells(np.zeros(3), 0)) if args.grid == "sheet" else 100 if args.grid else 1)
+    area = max(media.size[0] * media.size[1], 1) if args.composite else geometry.VIEW_SIZE**2
+    _check_disk(folder, 2e6 + 2.5 * count * area)
+    identity = _identify(args, recipe, media, tracker)
+    first, rest = _rest(identity)
+    sheet = args.grid == "sheet"
+    cells = sheet_cells(rest, first) if sheet else []
+    if sheet:
+        requests = [cell.request for cell in cells]
+    elif args.grid:
+        requests = balanced_requests(count, recipe["seed"])
+        if not args.pose and not args.composite:  # within its own frame a face stays turned as it is
+            requests = spread_poses(requests, identity, recipe["seed"])
+    else:
+        requests = [Request(parse_aus(args.aus or ""))] * count
+    if args.pose:
+        pose = parse_pose(args.pose, rest * (1.0, 1.0, 0.0))
+        requests = [replace(r, pose=pose) for r in requests]
+    generator = _ready(recipe, media, identity, args.composite, sheet)
+    record = provenance(recipe["generator"]["name"], media, recipe["seed"], None, args.composite)
+    partial.mkdir(parents=True)
+    out = PictureFolder(partial, tracker, identity, record, args.watermark)
+    aside = partial / ".faces"
+    aside.mkdir()
+    kept: list[Sample] = []  # without their pictures
+    place: list[int] = []
+    shown: list[tuple[np.ndarray, str]] = []
+    grid: Sheet | None = None
+
+    def written(index: int, image: np.ndarray, sample: Sample, near: np.ndarray | None = None) -> None:
+        nonlocal grid
+        image = out.add(index, image, sample, near)
+        if sheet:
+            if grid is None:
+                factor = min(1.0, 240 / max(image.shape[:2])) if args.composite else 1.0
+                grid = Sheet((round(image.shape[1] * factor), round(image.shape[0] * factor)))
+            grid.place(cells[place[index]], image)
+        elif len(shown) < 48:
+            caption = " ".join(f"AU{a:02d} {v:.1f}" for a, v in sample.request.aus.items()) or "rest"
+            shown.append((image, caption))
+
+    with ui.progress(None, len(requests), "Generating") as bar:
+        for number, sample in answers(generator, requests, args.grid == "balanced" and not args.pose):
+            bar.advance(1)
+            if sample is None:
+                continue
+            place.append(number)
+            if args.composite:
+                Image.fromarray(sample.image).save(aside / f"{len(kept)}.png")
+                kept.append(replace(sample, image=np.zeros((0, 0, 3), np.uint8)))
+            else:
+                written(len(place) - 1, tilted(sample.image, roll_of(sample.request)), sample)
+    if not place:
+        raise InputError(
+            f"{recipe['generator']['name']} could make none of the pictures asked for from {media.name}: "
+            "ask for smaller changes or another generator."
+        )
+    if args.composite:
+        _put_back(media, identity, tracker, kept, aside, recipe["seed"], written)
+    shutil.rmtree(aside)
+    if len(place) < len(requests):
+        left = f"{len(requests) - len(place)} of {len(requests)} pictures"
+        ui.warn(f"{left} could not be made honestly (pose or AU out of range) and are left out")
+    out.finish()
+    drawn = grid.canvas if grid is not None else contact_sheet(shown)
+    drawn.save(partial / "sheet.png", pnginfo=png_info(record))
+    _write_record(partial, record | {"pictures": len(out), "asked": len(requests), "grid": args.grid, "watermark": args.watermark})
+    return f"{len(out)} pictures, masks, labels.csv, landmarks.npz, sheet.png and provenance.json"
+
+
+def _put_back(media: Media, identity: Identity, tracker: Tracker, samples: list[Sample], aside: Path, seed: int, written: Any) -> None:
+    """Each picture into the frame that it was made from. The clip is read once more; the pictures wait on disk."""
+    by_frame: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_frame.setdefault(identity.observations[sample.source].frame, []).append(i)
+    with ui.progress(None, len(samples), "Putting faces back") as bar:
+        for frame in media.frames():
+            for i in by_frame.pop(frame.index, []):
+                with Image.open(aside / f"{i}.png") as picture:
+                    sample = replace(samples[i], image=np.array(picture))
+                seen = identity.observations[sample.source]
+                image, points = inserted(frame.image, seen, sample, identity, tracker, np.random.default_rng([seed, 9204, i]))
+                written(i, image, sample, points.mean(0))
+                bar.advance(1)
+            if not by_frame:
+                break

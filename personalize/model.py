@@ -79,11 +79,13 @@ class AUNet(nn.Module):
         pretrained: bool = False,
         n_aus: int = len(AUS),
         backbone_options: dict[str, Any] | None = None,
+        landmark_share: float = 0.0,
     ) -> None:
         super().__init__()
         options = dict(backbone_options or {})
         self.config = {
             "backbone": backbone, "width": width, "hidden": hidden, "dropout": dropout, "n_aus": n_aus, "backbone_options": options,
+            "landmark_share": landmark_share,
         }  # fmt: skip
         self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(-2, -1), **options)
         with torch.no_grad():
@@ -106,6 +108,8 @@ class AUNet(nn.Module):
             nn.Linear(4 * width + 4, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.GELU()
         )
         self.head = OrdinalHead(hidden, n_aus)
+        # How much the landmarks alone have to say beside the fused reading, for each AU; see :meth:`answer`.
+        self.register_buffer("landmark_share", torch.full((n_aus,), landmark_share))
         # How wrong the reading will be, learnt beside it and without a say in it.
         self.doubt = nn.Sequential(nn.Linear(hidden + n_aus, 32), nn.GELU(), nn.Linear(32, 1), nn.Softplus())
 
@@ -186,7 +190,32 @@ class AUNet(nn.Module):
             'intensity' (B, K) in 0-5, 'logits' (B, K, 5) of P(y >= 1..5), 'features' (B, hidden), 'expected_error' (B,) mean absolute error
             over the AUs that the model expects of this reading.
         """
-        return self.read(self.combine(self.crop_features(crop), landmarks, has_landmarks, neutral, has_neutral, has_crop))
+        return self.answer(self.crop_features(crop), landmarks, has_landmarks, neutral, has_neutral, has_crop)
+
+    def answer(
+        self,
+        look: Tensor,
+        landmarks: Tensor,
+        has_landmarks: Tensor,
+        neutral: dict[str, Tensor] | None = None,
+        has_neutral: Tensor | None = None,
+        has_crop: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What :meth:`forward` returns, from ``look``, the (B, width) features of the crops.
+
+        The fused latents are mixed with those of the landmarks alone, by ``landmark_share``, where there are both: a crop branch that learned
+        from renders is surer on renders than on photographs, while landmarks come from a tracker that knows photographs. The cut points are
+        the same, so the mixed reading is as monotone as either.
+        """
+        said = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
+        if not bool(self.landmark_share.any()):
+            return said
+        on = torch.ones(len(look), dtype=torch.bool, device=look.device)
+        both = has_landmarks if has_crop is None else has_landmarks & has_crop
+        share = (self.landmark_share * both.float()[:, None])[..., None]
+        alone = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, ~on))
+        logits = said["logits"] + share * (alone["logits"] - said["logits"])
+        return {**said, "logits": logits, "intensity": torch.sigmoid(logits).sum(-1)}
 
     def read(self, fused: Tensor) -> dict[str, Tensor]:
         """(B, hidden) fused features to what :meth:`forward` returns."""

@@ -30,7 +30,7 @@ def predict(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
             else net.crop_features(batch["neutral_crop"])
         )
         neutral = {"crop": rest, "landmarks": batch["neutral_landmarks"]}
-    return net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral, batch.get("has_neutral")))
+    return net.answer(look, batch["landmarks"], batch["has_landmarks"], neutral, batch.get("has_neutral"))
 
 
 class PersonalModule(L.LightningModule):

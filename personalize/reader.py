@@ -91,7 +91,7 @@ class Reader:
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
-    said = net.read(net.combine(look, batch["landmarks"], batch["has_landmarks"], neutral))
+    said = net.answer(look, batch["landmarks"], batch["has_landmarks"], neutral)
     return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
 
 

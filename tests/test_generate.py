@@ -1,17 +1,39 @@
-"""``personalize generate``: parsing, files, labels and refusals."""
+"""``personalize generate``: parsing, grids, drivers, composites, what is written and what it says of itself, refusals."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pytest
+from conftest import Clip, Said, write_clip
 from PIL import Image
 
-from personalize.errors import ConfigError
-from personalize.generate import parse_aus, parse_pose
+from personalize import composite
+from personalize.aus import AUS, COLUMNS
+from personalize.data import balanced_requests
+from personalize.drive import DEAD, Driver, drive, faded, read_driver, smoothed
+from personalize.errors import ConfigError, InputError
+from personalize.faces import Observation
+from personalize.generate import SHEET_FACES, TURN, Sheet, parse_aus, parse_pose, sheet_cells, spread_poses
+from personalize.generators import Generator, Request, Sample
+from personalize.identity import Identity
+from personalize.video import open_media
+
+Command = Callable[..., Said]
+
+# what is asked for
 
 
 def test_aus_are_read_in_any_spelling() -> None:
@@ -40,16 +62,430 @@ def test_pose_keeps_what_is_not_named() -> None:
     assert parse_pose("yaw=20", np.array([0.1, 0.0, 0.3])) == pytest.approx((0.1, math.radians(20), 0.3))
 
 
-def test_pictures_labels_and_sheet(command, face_clip, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def poses(angles: list[tuple[float, float]]) -> Identity:
+    """An identity of which nothing but the head poses is known."""
+    found = [seen(np.zeros((1, 1, 3), np.uint8), (*a, 0.0)) for a in angles]
+    return Identity("p", found, np.zeros((len(found), len(AUS))), None, (1, 1))
+
+
+def seen(view: np.ndarray, pose: tuple[float, float, float] = (0.0, 0.0, 0.0), frame: int = 0) -> Observation:
+    points = np.random.default_rng(1).uniform(10, 50, (478, 3)).astype(np.float32)
+    to_frame = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    return Observation(
+        *(frame, 0.0, 0, view, points, np.array(pose), to_frame, points, np.zeros(4), 1.0, 1.0), view=view, view_to_frame=to_frame
+    )
+
+
+def test_balanced_grid_breaks_what_occurs_together() -> None:
+    requests = balanced_requests(4000, 1)
+    value = np.array([[r.aus.get(au, 0.0) for au in AUS] for r in requests])
+
+    def share(au: int, other: int) -> float:
+        return float((value[value[:, AUS.index(au)] >= 1, AUS.index(other)] >= 1).mean())
+
+    for au, other in ((6, 12), (12, 6), (17, 15), (15, 17)):
+        assert share(au, other) < 0.35, f"AU{other} comes with AU{au}"
+        assert share(au, other) > 0.02, f"AU{other} never comes with AU{au}"
+    counts = (value >= 1).sum(0)
+    assert counts.min() > 60 and counts.max() < 8 * counts.min()
+    for k in range(len(AUS)):  # each AU at all intensities
+        assert (np.histogram(value[value[:, k] > 0, k], [0, 1.5, 3, 5])[0] > 15).all()
+    assert (value.max(1) == 0).mean() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_balanced_poses_do_not_depend_on_aus_and_stay_near_the_clips() -> None:
+    rng = np.random.default_rng(0)
+    shown = rng.normal(0, (0.1, 0.3), (300, 2)).tolist()
+    requests = spread_poses(balanced_requests(2000, 1), poses([(a, b) for a, b in shown]), 1)
+    angles = np.array([r.pose for r in requests])
+    away = np.abs(angles[:, None, :2] - np.array(shown)[None]).max(2).min(1)
+    assert away.max() <= TURN + 1e-9
+    value = np.array([[r.aus.get(au, 0.0) for au in AUS] for r in requests])
+    together = np.corrcoef(np.hstack([angles[:, :2], value]).T)[:2, 2:]
+    assert np.abs(together).max() < 0.1
+    even = np.histogram(angles[:, 1], 6)[0]
+    assert even.min() > 0.4 * even.max()  # a clip that looks ahead most of the time does not make a set that does
+    assert [r.aus for r in requests] == [r.aus for r in balanced_requests(2000, 1)]
+
+
+def test_sheet_shows_every_au_at_every_intensity_and_the_poses() -> None:
+    cells = sheet_cells(np.array([0.1, 0.2, 0.3]), 7)
+    first = [c for c in cells if c.block == 0]
+    assert [(c.row, c.column) for c in first] == [(r, c) for r in range(len(AUS)) for c in range(6)]
+    assert all(c.request.aus == ({AUS[c.row]: c.column} if c.column else {}) for c in first)
+    assert {(c.request.pose, c.request.source) for c in first} == {((0.1, 0.2, 0.0), 7)}
+    yaw = [round(math.degrees(c.request.pose[1])) for c in cells if c.block == 1 and c.row == 1 and c.request.pose]
+    pitch = [round(math.degrees(c.request.pose[0])) for c in cells if c.block == 2 and c.row == 1 and c.request.pose]
+    assert yaw == [-30, -20, -10, 0, 10, 20, 30] and pitch == [-20, -10, 0, 10, 20]
+    assert [aus for _, aus in SHEET_FACES] == [{}, {6: 4.0}, {17: 4.0}]
+
+
+def test_sheet_puts_pictures_in_their_cells() -> None:
+    sheet = Sheet((20, 10))
+    blank = np.array(sheet.canvas)
+    cell = next(c for c in sheet_cells(np.zeros(3), 0) if c.block == 1 and c.row == 2 and c.column == 3)
+    sheet.place(cell, np.full((10, 20, 3), (255, 0, 0), np.uint8))
+    changed = np.argwhere((np.array(sheet.canvas) != blank).any(-1))
+    assert (np.array(sheet.canvas)[tuple(changed.T)] == (255, 0, 0)).all() and len(changed) == 200
+    assert changed[0].tolist() == [sheet.tops[1] + sheet.HEAD + 2 * 12, sheet.LEFT + 3 * 22]
+
+
+# composites
+
+
+def face_points(middle: tuple[float, float], radius: float) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    return np.stack([middle[0] + radius * np.cos(angle), middle[1] + radius * np.sin(angle)], 1)
+
+
+def smooth_picture(seed: int, shape: tuple[int, int]) -> np.ndarray:
+    noise = np.random.default_rng(seed).uniform(0, 255, (*shape, 3)).astype(np.float32)
+    blurred = cv2.GaussianBlur(noise, (0, 0), 6)
+    return np.asarray((blurred - blurred.min()) / (blurred.max() - blurred.min()) * 180 + 30).astype(np.uint8)
+
+
+def test_composite_changes_nothing_outside_the_soft_edge() -> None:
+    frame, picture = smooth_picture(1, (120, 160)), smooth_picture(2, (80, 80))
+    points, unit = face_points((70, 60), 30), 30.0
+    out = composite.put_back(frame, picture, np.array([[1.0, 0, 30], [0, 1, 20]]), points, unit, np.random.default_rng(0))
+    depth = composite.depth_inside(composite.face_mask(points, frame.shape))
+    outside = depth < -composite.FEATHER * unit / 2
+    assert (out[outside] == frame[outside]).all()
+    inside = depth > 12
+    assert (out[inside] != frame[inside]).any(-1).mean() > 0.9
+
+
+def test_composite_of_the_frame_itself_is_the_frame() -> None:
+    frame = smooth_picture(1, (120, 160))
+    to_frame = np.array([[1.0, 0, 30], [0, 1, 20]])
+    out = composite.put_back(frame, frame[20:100, 30:110], to_frame, face_points((70, 60), 30), 30.0, np.random.default_rng(0))
+    assert np.abs(out.astype(int) - frame).max() <= 1
+
+
+def test_composite_of_a_face_beside_the_frame() -> None:
+    frame, picture = smooth_picture(1, (60, 60)), smooth_picture(2, (40, 40))
+    shift = np.array([[1.0, 0, 200], [0, 1, 10]])
+    assert (composite.put_back(frame, picture, shift, face_points((220, 30), 15), 15, np.random.default_rng(0)) == frame).all()
+    half = composite.put_back(frame, picture, np.array([[1.0, 0, 40], [0, 1, 10]]), face_points((60, 30), 15), 15, np.random.default_rng(0))
+    assert (half[:, :40] == frame[:, :40]).all() and (half[25:35, 55:] != frame[25:35, 55:]).any()
+
+
+def test_colours_get_the_mean_and_spread_of_the_band() -> None:
+    like = smooth_picture(3, (60, 60))
+    lab = cv2.cvtColor(like.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    changed = (lab * (0.9, 1.1, 0.95) + (4.0, -3.0, 5.0)).astype(np.float32)  # known, and to be undone exactly
+    image = cv2.cvtColor(changed, cv2.COLOR_LAB2RGB) * 255
+    where = np.zeros((60, 60), bool)
+    where[:, :30] = True
+    back = composite.match_colour(image, like, where)
+    inside = (image > 1).all(-1) & (image < 254).all(-1)  # where RGB could hold it
+    assert inside.mean() > 0.9
+    assert np.abs(back - like)[inside].max() < 1.5
+
+
+def test_colour_match_needs_a_band_and_is_bounded() -> None:
+    image, like = smooth_picture(3, (60, 60)).astype(np.float32), smooth_picture(4, (60, 60)) // 6
+    assert (composite.match_colour(image, like, np.zeros((60, 60), bool)) == image).all()
+    grey = composite.match_colour(image, like, np.ones((60, 60), bool)).mean(-1)
+    assert grey.std() > image.mean(-1).std() / composite.MOST_GAIN / 1.6
+
+
+def test_missing_grain_is_added() -> None:
+    rng = np.random.default_rng(5)
+    frame = np.clip(smooth_picture(1, (160, 160)) * 0.6 + 50 + rng.normal(0, 6, (160, 160, 1)), 0, 255).astype(np.uint8)
+    clean = (smooth_picture(1, (160, 160)) * 0.6 + 50).astype(np.uint8)
+    everywhere = np.ones((160, 160), bool)
+    assert composite.grain(frame, everywhere) == pytest.approx(6, rel=0.15)
+    out = composite.put_back(frame, clean, np.array([[1.0, 0, 0], [0, 1, 0]]), face_points((80, 80), 55), 40.0, np.random.default_rng(0))
+    middle = np.zeros((160, 160), bool)
+    middle[50:110, 50:110] = True
+    assert composite.grain(out, middle) == pytest.approx(6, rel=0.2)
+
+
+def test_steady_points_give_the_similarity() -> None:
+    points = np.random.default_rng(2).uniform(0, 100, (478, 3))
+    turn = np.array([[1.2, -0.5, 7.0], [0.5, 1.2, -3.0]])
+    assert composite.align(points, composite.moved(points, turn), "mesh478") == pytest.approx(turn)
+
+
+def test_tilt_is_clockwise() -> None:
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 35] = 255
+    assert np.unravel_index(composite.tilted(image, math.pi / 2)[..., 0].argmax(), (41, 41)) == (35, 20)
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (240, 320), (1080, 1920)])
+def test_watermark_changes_its_corner_only(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 130, np.uint8)
+    for corner in range(4):
+        out = composite.watermark(image, corner)
+        x0, y0, x1, y1 = composite.label_box(image.shape, corner)
+        changed = (out != image).any(-1)
+        assert changed[y0:y1, x0:x1].mean() > 0.5 and changed.sum() == changed[y0:y1, x0:x1].sum()
+        assert (out[y0:y1, x0:x1] > 200).any()  # the word, on its dark ground
+        assert (x1 - x0) * (y1 - y0) < 0.09 * shape[0] * shape[1]
+
+
+def test_watermark_leaves_the_face_where_it_can() -> None:
+    mask = np.zeros((160, 160), np.uint8)
+    mask[60:, :] = 255
+    assert composite.free_corner(mask.shape, mask) == 2
+    mask[:, 80:] = 255
+    assert composite.free_corner(mask.shape, mask) == 3
+
+
+# drivers
+
+
+def test_smoothing_keeps_the_level_and_knows_its_gaps() -> None:
+    times = np.arange(50) / 25
+    known = np.ones(50, bool)
+    known[20:40] = False
+    level, weight = smoothed(times, np.where(known, 2.0, 99.0)[:, None], known, 0.05)
+    assert level[weight > 0.1] == pytest.approx(2.0)
+    assert (weight > 0.1)[:21].all() and not (weight > 0.1)[24:36].any()
+    step, _ = smoothed(times, (np.arange(50) >= 25)[:, None] * 4.0, np.ones(50, bool), 0.05)
+    assert (np.diff(step[:, 0]) >= 0).all() and step[21, 0] < 0.1 and step[28, 0] > 3.9
+
+
+def test_trembling_at_rest_fades_and_order_stays() -> None:
+    x = np.linspace(0, 6, 601)
+    y = faded(x)
+    assert (np.diff(y) >= 0).all() and y[20] < 0.3 * x[20] and y[-1] == 5
+    assert y[x >= DEAD] == pytest.approx(np.minimum(x[x >= DEAD], 5))
+
+
+class Brush(Generator):
+    """Paints the intensity of AU12 as brightness; refuses AU12 above 4."""
+
+    def prepare(self, identity: Identity, seed: int) -> None:
+        self.asked: list[Request] = []
+
+    def generate(self, requests: list[Request]) -> list[Sample | None]:
+        self.asked += requests
+        return [self.paint(r) for r in requests]
+
+    @staticmethod
+    def paint(request: Request) -> Sample | None:
+        value = request.aus.get(12, 0.0)
+        image = np.full((64, 64, 3), int(20 * value) + 50, np.uint8)
+        target = np.array([request.aus.get(au, 0.0) for au in AUS], np.float32)
+        return None if value > 4 else Sample(image, target, np.ones(len(AUS), bool), request, 0)
+
+
+def test_frames_that_cannot_be_made_hold_the_last(tmp_path: Path) -> None:
+    smile = np.array([0.0, 1, 2, 4.5, 4.5, 3, 2, 2, 1, 0])
+    intensity = np.zeros((10, len(AUS)))
+    intensity[:, AUS.index(12)] = smile
+    turn = np.linspace(0, 0.05, 10)[:, None] * np.array([[1.0, 2.0, 0.0]])
+    driver = Driver("d.mp4", 10.0, np.arange(10) / 10, intensity, turn, smile != 3)
+    identity, generator = (
+        Identity("p", [seen(np.zeros((64, 64, 3), np.uint8), (0.1, 0.2, 0.3))], np.zeros((1, 22)), None, (64, 64)),
+        Brush(),
+    )
+    generator.prepare(identity, 0)
+    made = drive(driver, identity, generator, None, None, tmp_path, record={"synthetic": True})  # type: ignore[arg-type]
+    assert (made.frames, made.held, made.bare) == (10, 3, 0)
+    light = [f.image[:40, :40].mean() for f in open_media(tmp_path / "video.mp4").frames()]
+    assert light == pytest.approx([50, 70, 90, 90, 90, 90, 90, 90, 70, 50], abs=3)
+    rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
+    assert [r["success"] for r in rows] == [str(int(s not in (4.5, 3))) for s in smile]
+    assert [float(r["AU12"]) for r in rows] == [0, 1, 2, 2, 2, 2, 2, 2, 1, 0]
+    # relative to the person's own pose, their roll taken out as in the view
+    assert [float(rows[-1][c]) for c in ("pose_Rx", "pose_Ry", "pose_Rz")] == pytest.approx([0.15, 0.3, 0.0])
+    assert {r.source for r in generator.asked} == {0}
+    assert all(r.aus.keys() == set(AUS) for r in generator.asked[1:])
+
+
+def test_a_driver_of_which_nothing_can_be_made(tmp_path: Path) -> None:
+    driver = Driver("d.mp4", 10.0, np.arange(3) / 10, np.full((3, len(AUS)), 5.0), np.zeros((3, 3)), np.ones(3, bool))
+    identity, generator = Identity("p", [seen(np.zeros((64, 64, 3), np.uint8))], np.zeros((1, 22)), None, (64, 64)), Brush()
+    generator.prepare(identity, 0)
+    with pytest.raises(InputError) as error:
+        drive(driver, identity, generator, None, None, tmp_path, record={})  # type: ignore[arg-type]
+    assert str(error.value).startswith("none of the 3 frames of d.mp4 could be made with p's face: ")
+    assert not (tmp_path / "video.mp4").exists()
+
+
+def test_mesh_warp_takes_the_frame_wished_for() -> None:
+    from personalize_plugins.generators.mesh_warp import MeshWarp
+
+    warp: Any = MeshWarp(max_yaw_change=10.0)
+    warp._sources = [
+        SimpleNamespace(index=i, angles=np.array([0, yaw, 0]), shown=np.zeros(22), quality=1.0) for i, yaw in ((3, 0), (8, 0.15))
+    ]
+
+    def chosen(pose: tuple[float, float, float] | None, source: int | None) -> int:
+        return int(warp._choose(Request({}, pose, source), np.random.default_rng(0))[0].index)
+
+    assert (chosen((0, 0, 0), None), chosen((0, 0, 0), 8), chosen(None, 8)) == (3, 8, 8)
+    assert chosen((0, -0.1, 0), 8) == 3  # turned too far for it
+    assert chosen((0, 0, 0), 99) == 3  # none of those it can use
+
+
+def test_lips_that_tremble_about_zero_do_not_jump() -> None:
+    from personalize_plugins.generators.mesh_warp import _JAW_FROM, _JAW_POWER, _JAW_SPAN, _millimetres, jaw_drop
+
+    drop = [_millimetres(v, _JAW_FROM, _JAW_SPAN, _JAW_POWER) for v in np.arange(0, 5.01, 0.02)]
+    assert drop[0] == 0 and (np.diff(drop) > 0).all() and np.diff(drop).max() < 0.25
+    for value in (0.3, 1.0, 4.0):
+        assert jaw_drop(_millimetres(value, _JAW_FROM, _JAW_SPAN, _JAW_POWER)) == pytest.approx(value)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Any:
+    """Reader of the base and tracker."""
+    from personalize import registry
+    from personalize.reader import Reader
+    from personalize.weights import load_base
+
+    tracker = registry.create("trackers", "mediapipe", {})
+    yield Reader(load_base("base")), tracker
+    tracker.close()
+
+
+@pytest.fixture(scope="module")
+def own(face_clip: Clip, tools: Any) -> Driver:
+    """What ``face_clip`` does."""
+    return read_driver(open_media(face_clip.path), *tools)
+
+
+def test_a_face_driven_by_its_own_clip_does_the_same(command: Command, face_clip: Clip, own: Driver, tools: Any, tmp_path: Path) -> None:
+    out = tmp_path / "driven"
+    said = command("generate", "--identity", face_clip.path, "--driver", face_clip.path, "--output", out)
+    assert said.code == 0, said.err
+    made = read_driver(open_media(out / "video.mp4"), *tools)
+    assert len(made) == len(own) and made.seen.all()
+    moving = np.flatnonzero(own.intensity.std(0) > 0.4)
+    assert len(moving) >= 2
+    alike = [np.corrcoef(own.intensity[:, k], made.intensity[:, k])[0, 1] for k in moving]
+    assert np.nanmean(alike) > 0.5, dict(zip([COLUMNS[k] for k in moving], alike, strict=True))
+    assert np.corrcoef(own.turn[:, 1], made.turn[:, 1])[0, 1] > 0.6
+    rows = list(csv.DictReader((out / "labels.csv").open()))
+    assert len(rows) == len(own) and rows[0]["frame"] == "0"
+    with av.open(str(out / "video.mp4")) as video:
+        tags = video.metadata
+    record = json.loads(tags["comment"])
+    digest = hashlib.sha256(face_clip.path.read_bytes()).hexdigest()
+    assert record["synthetic"] is True and tags["title"].startswith("synthetic, made by personalize ")
+    assert record["source"] == record["driver"] == {"file": "face.mp4", "sha256": digest}
+    beside = json.loads((out / "provenance.json").read_text())
+    assert {k: beside[k] for k in record} == record and beside["frames"] == len(own)
+    assert json.loads(Image.open(out / "sheet.png").info["personalize"]) == record
+    assert sorted(p.name for p in out.iterdir()) == ["labels.csv", "provenance.json", "sheet.png", "video.mp4"]
+
+
+def test_a_resting_driver_leaves_the_face_at_rest_in_its_clip(command: Command, face_clip: Clip, tmp_path: Path) -> None:
+    calm = int(face_clip.target.sum(1).argmin())
+    still = write_clip(tmp_path / "still.mp4", np.repeat(face_clip.images[calm : calm + 1], 16, 0))
+    photo = tmp_path / "calm.png"
+    Image.fromarray(face_clip.images[calm]).save(photo)
+    out = tmp_path / "held"
+    said = command("generate", "--identity", photo, "--driver", still, "--composite", "--watermark", "--output", out)
+    assert said.code == 0, said.err
+    frames = [f.image.astype(int) for f in open_media(out / "video.mp4").frames()]
+    assert len(frames) == 16 and frames[0].shape == face_clip.images[calm].shape
+    rest = np.abs(frames[8] - face_clip.images[calm])[:200]  # above the label
+    assert rest.mean() < 4 and np.percentile(rest, 99) < 30
+    rows = list(csv.DictReader((out / "labels.csv").open()))
+    assert max(float(r[c] or 0) for r in rows for c in COLUMNS) < 1.5
+
+
+# pictures
+
+
+def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: Path) -> None:
     out = tmp_path / "made"
     said = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", "-n", "2", "--output", out)
     assert said.code == 0
     rows = list(csv.DictReader((out / "labels.csv").open()))
     assert [r["file"] for r in rows] == ["00000.png", "00001.png"]
     assert all(float(r["AU12"]) == 3.0 for r in rows)
-    picture = Image.open(out / "images" / "00000.png")
-    assert "synthetic" in picture.info["personalize"]
-    assert (out / "sheet.png").exists()
+    record = json.loads(Image.open(out / "images" / "00000.png").info["personalize"])
+    assert record["synthetic"] is True and record["tool"].startswith("personalize ") and record["generator"] == "mesh_warp"
+    assert record["source"] == {"file": "face.mp4", "sha256": hashlib.sha256(face_clip.path.read_bytes()).hexdigest()}
+    assert record["aus"] == {"AU12": 3.0} and set(record["pose"]) == {"pitch", "yaw", "roll"} and record["seed"] == 0
+    for file in ("masks/00001.png", "sheet.png"):
+        assert json.loads(Image.open(out / file).info["personalize"])["synthetic"] is True
+    points = np.load(out / "landmarks.npz")
+    assert points["landmarks"].shape == (2, 478, 3) and points["name"].tolist() == ["00000.png", "00001.png"]
+    mask = np.array(Image.open(out / "masks" / "00000.png"))
+    inside = np.round(points["landmarks"][0, 4, :2]).astype(int)  # the tip of the nose
+    assert set(np.unique(mask)) == {0, 255} and mask[inside[1], inside[0]] == 255 and 0.1 < (mask > 0).mean() < 0.7
+    assert json.loads((out / "provenance.json").read_text())["pictures"] == 2
     again = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", "--output", out)
     assert again.code == 2
     assert again.err[-1] == f"error: {out} is not empty: name another folder with --output."
+
+
+def test_pictures_put_back_into_their_frames(command: Command, face_clip: Clip, tmp_path: Path) -> None:
+    out = tmp_path / "put"
+    said = command("generate", "--identity", face_clip.path, "--aus", "AU04=4", "-n", "2", "--composite", "--watermark", "--output", out)
+    assert said.code == 0, said.err
+    frames = {f.index: f.image for f in open_media(face_clip.path).frames()}
+    points = np.load(out / "landmarks.npz")["landmarks"]
+    for i in range(2):
+        picture = Image.open(out / "images" / f"{i:05d}.png")
+        image, frame = np.array(picture), frames[json.loads(picture.info["personalize"])["frame"]]
+        assert image.shape == frame.shape
+        depth = composite.depth_inside(composite.face_mask(points[i], image.shape))
+        outside = depth < -0.25 * float(np.hypot(*(points[i, 33, :2] - points[i, 263, :2])))
+        x0, y0, x1, y1 = composite.label_box(image.shape, 0)
+        outside[y0:y1, x0:x1] = False
+        assert (image[outside] == frame[outside]).all() and outside.mean() > 0.5
+        assert (image[y0:y1, x0:x1] != frame[y0:y1, x0:x1]).any()
+        assert np.abs(image.astype(int) - frame)[depth > 0].max() > 15
+
+
+def test_sheet_of_all_aus(command: Command, face_clip: Clip, tmp_path: Path) -> None:
+    out = tmp_path / "sheet"
+    said = command("generate", "--identity", face_clip.path, "--grid", "sheet", "generator.options.size=64", "--output", out)
+    assert said.code == 0, said.err
+    rows = list(csv.DictReader((out / "labels.csv").open()))
+    assert len(rows) >= 6 * len(AUS)  # poses beyond the clip's are left out
+    assert [float(r["AU06"]) for r in rows[24:30]] == [0, 1, 2, 3, 4, 5]
+    sheet = Image.open(out / "sheet.png")
+    assert sheet.size == Sheet((64, 64)).canvas.size
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--driver", "d.mp4", "--grid", "sheet"], "--driver brings expressions and poses of its own: leave --grid out."),
+        (["--driver", "d.mp4", "--aus", "AU06=1"], "--driver brings expressions and poses of its own: leave --aus out."),
+        (["--driver-profile", "runs/me", "--aus", "AU06=1"], "--driver-profile is the profile of a driver: name its clip with --driver."),
+        (["--grid", "balanced", "--aus", "AU06=1"], "--grid brings expressions of its own: leave --aus out."),
+        (["--grid", "sheet", "-n", "3"], "--grid sheet is always the same pictures: leave -n out."),
+        (["--grid", "sheets"], "unknown grid 'sheets'. Did you mean 'sheet'? There is: balanced, sheet."),
+        (["--driver", "none.mp4"], "no such file: none.mp4"),
+        (["--driver", "PHOTO"], "photo.png is no video: --driver takes a clip whose expressions are put onto the face."),
+        (["--output", "PHOTO"], "PHOTO is a file: name a folder with --output."),
+    ],
+)
+def test_refusals(command: Command, face_photo: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    out = tmp_path / "out"
+    words = [w.replace("PHOTO", str(face_photo)) for w in words]
+    said = command("generate", "--identity", face_photo, *([] if "--output" in words else ["--output", out]), *words)
+    assert (said.code, said.err) == (2, [f"error: {message.replace('PHOTO', str(face_photo))}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_is_said_before_the_work(command: Command, face_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 9, 1_000_000))
+    out = tmp_path / "out"
+    said = command("generate", "--identity", face_photo, "--aus", "AU06=1", "-n", "1000", "--output", out)
+    need = "about 66 MB are needed, 1 MB are free. Free some or name another place with --output."
+    assert (said.code, said.err) == (2, [f"error: not enough disk for {out}: {need}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_driver_without_a_face(command: Command, face_photo: Path, tmp_path: Path) -> None:
+    empty = write_clip(tmp_path / "empty.mp4", np.full((20, 64, 64, 3), 90, np.uint8))
+    said = command("generate", "--identity", face_photo, "--driver", empty, "--output", tmp_path / "out")
+    wanted = "give one where a face is at least 40 pixels wide, lit and mostly turned to the camera"
+    assert (said.code, said.err[-1]) == (2, f"error: no face found in empty.mp4: {wanted}")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.mp4"]

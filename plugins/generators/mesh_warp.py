@@ -110,7 +110,10 @@ def jaw_drop(drop: float) -> float:
 
 
 def _millimetres(intensity: float, start: float, span: float, power: float) -> float:
-    return 0.0 if intensity <= 0 else start + span * (min(intensity, 5.0) / 5) ** (1 / power)
+    if intensity <= 0:
+        return 0.0
+    # below 0.3 the start is reached gradually: in a video, lips that tremble about 0 must not jump
+    return start * min(intensity / 0.3, 1.0) + span * (min(intensity, 5.0) / 5) ** (1 / power)
 
 
 def displacement(strength: np.ndarray, jaw: float = 0.0, part: float = 0.0, aperture: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
@@ -417,6 +420,8 @@ class MeshWarp(Generator):
             cost = 4.0 * float(np.hypot(*turn)) + shown[~asked].sum() * 1.0 + shown[asked].sum() * 0.7 + 0.5 * (1 - source.quality)
             if request.pose is None:
                 cost += float(rng.uniform(0, 0.8))  # any pose will do: vary it
+            if source.index == request.source:
+                cost -= 1e3  # the frame wished for, wherever it can serve
             if cost < best[0]:
                 best = (cost, source, turn)
         return best[1], best[2]

@@ -1,0 +1,145 @@
+"""GANimation, trained on the clip's own frames; see ``pix2pix`` for what the anchors share and ``_gan`` for the networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Adam
+
+from personalize import ui
+from personalize.aus import AUS
+from personalize.errors import ConfigError
+from personalize.generators import Request, Sample
+from personalize_plugins.generators import _gan
+from personalize_plugins.generators.mesh_warp import _AU25, _AU26, _Source
+from personalize_plugins.generators.pix2pix import ClipGAN, Frames, check_positive, device, to_image, to_tensor
+
+CRITIC_STEPS = 5
+"""Steps of the critic for one of the generator (Pumarola et al., 2018, implementation details)."""
+NOISE = 0.1
+"""Wanted AUs are those of another frame plus up to this much either way, on 0..1 (the authors' own code)."""
+
+
+class GANimation(ClipGAN):
+    """GANimation, trained on the clip's own frames (Pumarola et al., ECCV 2018): a colour and an attention mask from AUs.
+
+    WGAN-GP critic (weight 10) with an AU regression head (4000), attention smoothness and norm (0.1, total variation 1e-4), cycle (10);
+    Adam 1e-4 with beta1 0.5, five steps of the critic for one of the generator (section 4.2 and implementation details). AUs are what the
+    base model reads above the person's resting face, over 5; wanted AUs in training are those of another frame with a little noise. It has
+    no landmarks: it cannot turn a head, AU25 and AU26 of a picture are what was asked for, and AUs that the clip does not show it has never
+    seen. The paper trains on 200 000 pictures in batches of 25; ``steps`` bounds the time here.
+
+    Args:
+        size: side of the pictures in pixels: 64, 128, 256 or 512; others are rounded down to these.
+        steps: batches to train the critic with; the generator learns in every fifth.
+        batch_size: pictures in a batch.
+        lr: learning rate of both networks.
+        ngf: width of both networks; the paper has 64.
+        blocks: residual blocks of the generator.
+        au_weight: of the AU regression. cycle_weight: of the way back to the input. attention_weight: of the mask's norm and smoothness.
+        max_pose_error: degrees by which a frame's pitch and yaw may differ from the pose asked for; requests further off are refused.
+    """
+
+    name = "ganimation"
+
+    def __init__(
+        self,
+        size: int = 128,
+        steps: int = 1500,
+        batch_size: int = 4,
+        lr: float = 1e-4,
+        ngf: int = 32,
+        blocks: int = 6,
+        au_weight: float = 4000.0,
+        cycle_weight: float = 10.0,
+        attention_weight: float = 0.1,
+        max_pose_error: float = 5.0,
+    ) -> None:
+        if not 0 <= max_pose_error <= 45:
+            raise ConfigError(f"generator option max_pose_error must lie in 0-45 degrees, got {max_pose_error:g}")
+        super().__init__(size, max_pose_error)
+        check_positive(steps=steps, batch_size=batch_size, lr=lr, ngf=ngf, blocks=blocks)
+        self.steps, self.batch_size, self.lr, self.ngf, self.blocks = steps, batch_size, lr, ngf, blocks
+        self.au_weight, self.cycle_weight, self.attention_weight = au_weight, cycle_weight, attention_weight
+
+    def _fit(self, frames: Frames, rng: np.random.Generator) -> None:
+        place = device()
+        net = _gan.MaskedGenerator(len(AUS), self.ngf, self.blocks).to(place)
+        critic = _gan.Critic(len(AUS), self.size, self.ngf).to(place)
+        ours, theirs = (Adam(n.parameters(), self.lr, (0.5, 0.999)) for n in (net, critic))
+        for step in ui.progress(range(self.steps), self.steps, f"Training {self.name}"):
+            index = rng.integers(0, len(frames.images), (2, self.batch_size))
+            real, aus = to_tensor(frames.images[index[0]]).to(place), torch.from_numpy(frames.aus[index[0]]).to(place)
+            noise = rng.uniform(-NOISE, NOISE, (self.batch_size, len(AUS)))
+            wanted = torch.from_numpy(np.clip(frames.aus[index[1]] + noise, 0, 1).astype(np.float32)).to(place)
+            share = torch.from_numpy(rng.uniform(0, 1, self.batch_size).astype(np.float32)).to(place)
+            with torch.no_grad():
+                made = net(real, wanted)[0]
+            loss = critic_loss(critic, real, made, aus, share, self.au_weight)
+            theirs.zero_grad()
+            loss.backward()
+            theirs.step()
+            if (step + 1) % CRITIC_STEPS == 0:
+                loss = generator_loss(net, critic, real, aus, wanted, self.au_weight, self.cycle_weight, self.attention_weight)
+                ours.zero_grad()
+                loss.backward()
+                ours.step()
+        self._net = net.requires_grad_(False)
+
+    def _moved(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> np.ndarray:
+        """Nothing is moved: the network has no landmarks."""
+        return source.points
+
+    @staticmethod
+    def _mouth(delta: np.ndarray, asked: np.ndarray) -> tuple[float, float, float, float]:
+        """No jaw and no lips are moved: there is no mesh."""
+        return 0.0, 0.0, 0.0, 0.0
+
+    def _draw(self, source: _Source, points: np.ndarray, aus: np.ndarray) -> np.ndarray:
+        x = to_tensor(source.image[None]).to(device())
+        return to_image(self._net(x, torch.from_numpy(aus)[None].to(device()))[0][0])
+
+    def _answer(self, request: Request) -> Sample | None:
+        sample = super()._answer(request)
+        if sample is not None:
+            sample.info |= {"pitch_change": 0.0, "yaw_change": 0.0}  # the pose is the source frame's
+            sample.target[[_AU25, _AU26]] = request.aus.get(25, 0.0), request.aus.get(26, 0.0)  # nothing measures the mouth
+        return sample
+
+
+def critic_loss(
+    critic: _gan.Critic, real: Tensor, made: Tensor, aus: Tensor, share: Tensor, au_weight: float = 4000.0, penalty_weight: float = 10.0
+) -> Tensor:
+    """Image adversarial and conditional expression loss of Pumarola et al. (2018), section 4.2, for the critic, to be made small.
+
+    ``E[D(made)] - E[D(real)] + penalty_weight * penalty + au_weight * (mean squared error of the AUs read in the real pictures)``.
+    real, made: (B, 3, S, S); aus: (B, K) 0..1; share: (B,) 0..1, see :func:`_gan.gradient_penalty`.
+    """
+    score, read = critic(real)
+    distance = critic(made.detach())[0].mean() - score.mean()
+    penalty = _gan.gradient_penalty(lambda x: critic(x)[0], real, made, share)
+    return distance + penalty_weight * penalty + au_weight * functional.mse_loss(read, aus)
+
+
+def generator_loss(
+    net: _gan.MaskedGenerator,
+    critic: _gan.Critic,
+    real: Tensor,
+    aus: Tensor,
+    wanted: Tensor,
+    au_weight: float = 4000.0,
+    cycle_weight: float = 10.0,
+    attention_weight: float = 0.1,
+) -> Tensor:
+    """The full loss of Pumarola et al. (2018), section 4.2, for the generator: there with the wanted AUs and back with the true ones.
+
+    ``-E[D(made)] + au_weight * AU error of made + attention_weight * (masks there and back) + cycle_weight * |back - real|``.
+    """
+    made, _, there = net(real, wanted)
+    back, _, again = net(made, aus)
+    score, read = critic(made)
+    masks = _gan.attention_loss(there) + _gan.attention_loss(again)
+    loss = au_weight * functional.mse_loss(read, wanted) - score.mean()
+    return loss + attention_weight * masks + cycle_weight * functional.l1_loss(back, real)
