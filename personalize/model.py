@@ -203,9 +203,9 @@ class AUNet(nn.Module):
     ) -> dict[str, Tensor]:
         """What :meth:`forward` returns, from ``look``, the (B, width) features of the crops.
 
-        The fused latents are mixed with those of the landmarks alone, by ``landmark_share``, where there are both: a crop branch that learned
-        from renders is surer on renders than on photographs, while landmarks come from a tracker that knows photographs. The cut points are
-        the same, so the mixed reading is as monotone as either.
+        The fused latents are mixed with those of the landmarks alone, by ``landmark_share``, where there are both: a crop branch that
+        learned from renders is surer on renders than on photographs, while landmarks come from a tracker that knows photographs. The cut
+        points are the same, so the mixed reading is as monotone as either.
         """
         said = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
         if not bool(self.landmark_share.any()):

@@ -610,7 +610,19 @@ def rows_of_people() -> dict[str, np.ndarray]:
     """Source 0: ten people of 40 frames; source 1: two of 400; one more without a neutral."""
     person = np.concatenate([np.repeat(np.arange(10), 40), np.repeat([10, 11], 400), np.full(50, 12)])
     neutral = np.concatenate([np.arange(40) < 2 for _ in range(10)] + [np.arange(400) < 2] * 2 + [np.zeros(50, bool)])
-    return {"person": person, "neutral": neutral, "source": (person >= 10).astype(int)}
+    coded = {"mask": np.ones((len(person), len(AUS)), bool), "occurrence": np.zeros((len(person), len(AUS)), np.int8)}
+    target = np.where(neutral, 0.0, 0.5)[:, None].repeat(len(AUS), 1).astype(np.float16)  # sums to 11: nobody else is calm
+    return {"person": person, "neutral": neutral, "source": (person >= 10).astype(int), "target": target, **coded}
+
+
+def test_now_and_then_the_reference_is_a_calm_picture():
+    data = rows_of_people()
+    data["target"][5::40] = 0.1  # sums to 2.2
+    data["occurrence"][5:200:40] = 1  # presence says nothing of how calm
+    references = np.array([row for batch in MixedBatches(data, 4, 5, 3, steps=400) for row in batch[:4]])
+    calm = ~data["neutral"][references]
+    assert set(references[calm] % 40) == {5} and references[calm].min() >= 200
+    assert 0.05 < calm.mean() < 0.2
 
 
 def test_ranks_see_different_frames_and_sources_count_alike():

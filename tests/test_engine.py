@@ -26,6 +26,7 @@ from personalize.engine import Keeper
 from personalize.faces import Observation
 from personalize.module import PersonalModule
 from personalize.profile import Profile
+from personalize.reader import without_rest
 from personalize.weights import load_base
 
 K = len(AUS)
@@ -142,8 +143,11 @@ def test_the_profile_reads_the_clip(unbroken: Path, face_clip: Clip, command: Ru
     assert command("predict", "--input", face_clip.path, "--output", tmp_path / "base.csv").code == 0
     own, base = (list(csv.DictReader((tmp_path / f"{n}.csv").open())) for n in ("own", "base"))
     profile = Profile.load(unbroken)
-    moved = np.array([[float(a[f"{c}_r"]) - float(b[f"{c}_r"]) for c in COLUMNS] for a, b in zip(own, base, strict=True)])
-    assert (np.abs(moved) <= profile.gate * profile.trust + 0.011).all(), "further than the gates allow"
+    after, before = (np.array([[float(r[f"{c}_r"]) for c in COLUMNS] for r in rows]) for rows in (own, base))
+    reach, rest = profile.gate * profile.trust, profile.offsets
+    assert (after <= without_rest(np.clip(before + reach, 0, 5), rest) + 0.011).all(), "further than the gates allow"
+    assert (after >= without_rest(np.clip(before - reach, 0, 5), rest) - 0.011).all(), "further than the gates allow"
+    assert (rest > 0).any() and (rest >= 0).all(), "the face at rest reads something"
 
 
 def test_the_recipe_that_is_written_gives_the_same_run(
@@ -427,7 +431,8 @@ def test_batches_that_are_gathered_into_a_step(fit: Run, monkeypatch: pytest.Mon
         (["--neutral", "-1"], "--neutral -1 lies outside the clip, which lasts 3.0 s."),
         (
             ["--generator", "mesh_wrap"],
-            "unknown generator 'mesh_wrap'. Did you mean 'mesh_warp'? There is: ganimation, mesh_warp, pix2pix, pix2pix_au, pix2pixhd, replay_only.",
+            "unknown generator 'mesh_wrap'. Did you mean 'mesh_warp'? "
+            "There is: ganimation, mesh_warp, pix2pix, pix2pix_au, pix2pixhd, replay_only.",
         ),
         (["--name", "../x"], None),
         (["--face", "4"], None),

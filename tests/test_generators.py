@@ -145,7 +145,8 @@ def test_lips_and_lids_of_the_asset_part() -> None:
     closing = mesh.fields[:, AUS.index(43)].sum(0)
     for side in (0, 1):
         opening = mesh_warp.aperture(mesh.mean, side)
-        assert opening - mesh_warp.aperture(mesh.mean + closing, side) == pytest.approx(opening, rel=0.35)
+        # A field that closes wider eyes than the mean face's too; where lids meet, mesh_warp stops them.
+        assert 0.8 * opening < opening - mesh_warp.aperture(mesh.mean + closing, side) < 1.6 * opening
 
 
 def test_sides() -> None:

@@ -24,6 +24,7 @@ from personalize import predict
 from personalize.aus import AUS
 from personalize.faces import Observation
 from personalize.profile import Profile
+from personalize.reader import Reading
 from personalize.video import Frame
 from personalize.weights import load_base
 
@@ -243,7 +244,9 @@ def test_one_face_only_keeps_a_row_a_frame() -> None:
     table = predict.Table(still=False)
     for frame, faces in enumerate([[0, 1], [1], [], [1, 0]]):
         seen = [observation(frame, f) for f in faces]
-        table.add(Frame(frame, frame / 25, np.zeros((1, 1, 3), np.uint8)), seen, np.zeros((len(seen), len(AUS)), np.float32), None)
+        reading = Reading(np.zeros((len(seen), len(AUS)), np.float32), None, np.full(len(seen), 0.5, np.float32))
+        table.add(Frame(frame, frame / 25, np.zeros((1, 1, 3), np.uint8)), seen, reading)
+    assert {r[1][3] for r in table.rows} == {0.0, 0.25}, "confidence is the tracker's, times quality, times certainty"
     table.keep(0)
     assert [(r[1][0], r[1][1], r[1][4], r[2] is None) for r in table.rows] == [
         (0, 0, 1, False),
