@@ -12,6 +12,7 @@ Plain PyTorch, usable without Lightning:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -79,13 +80,13 @@ class AUNet(nn.Module):
         pretrained: bool = False,
         n_aus: int = len(AUS),
         backbone_options: dict[str, Any] | None = None,
-        landmark_share: float = 0.0,
+        landmark_share: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         options = dict(backbone_options or {})
         self.config = {
             "backbone": backbone, "width": width, "hidden": hidden, "dropout": dropout, "n_aus": n_aus, "backbone_options": options,
-            "landmark_share": landmark_share,
+            "landmark_share": landmark_share if isinstance(landmark_share, (int, float)) else [float(s) for s in landmark_share],
         }  # fmt: skip
         self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(-2, -1), **options)
         with torch.no_grad():
@@ -109,7 +110,7 @@ class AUNet(nn.Module):
         )
         self.head = OrdinalHead(hidden, n_aus)
         # How much the landmarks alone have to say beside the fused reading, for each AU; see :meth:`answer`.
-        self.register_buffer("landmark_share", torch.full((n_aus,), landmark_share))
+        self.register_buffer("landmark_share", torch.tensor(landmark_share, dtype=torch.float32).expand(n_aus).clone())
         # How wrong the reading will be, learnt beside it and without a say in it.
         self.doubt = nn.Sequential(nn.Linear(hidden + n_aus, 32), nn.GELU(), nn.Linear(32, 1), nn.Softplus())
 

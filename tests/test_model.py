@@ -213,3 +213,23 @@ def test_half_precision_file(net: AUNet, faces: dict[str, Tensor], tmp_path: Pat
     assert (tmp_path / "small.safetensors").stat().st_size < 2.1 * sum(v.numel() for v in ours.values()) + 100_000
     copy = base.fresh()
     assert torch.equal(say(copy, faces), say(base.net, faces)) and copy.head.first_cut is not base.net.head.first_cut
+
+
+def test_landmarks_have_their_share_of_the_latent() -> None:
+    """Where both branches see, logits are mixed AU by AU; where one is missing, the other speaks alone."""
+    torch.manual_seed(2)
+    share = [0.0, 1.0, 0.25] + [0.5] * (K - 3)
+    net = AUNet(backbone="mobilenetv4_conv_small_050", width=32, hidden=48, landmark_share=share).eval()
+    plain = AUNet(backbone="mobilenetv4_conv_small_050", width=32, hidden=48).eval()
+    plain.load_state_dict({**net.state_dict(), "landmark_share": torch.zeros(K)})
+    draw = torch.Generator().manual_seed(1)
+    crop, points = torch.randint(0, 256, (3, 3, CROP, CROP), generator=draw, dtype=torch.uint8), torch.randn(3, POINTS, 3, generator=draw)
+    has, off = torch.tensor([True, True, False]), torch.zeros(3, dtype=torch.bool)
+    with torch.no_grad():
+        mixed, fused = net(crop, points, has), plain(crop, points, has)
+        alone = plain(crop, points, has, has_crop=off)
+        weight = torch.tensor(share)[None, :, None] * has[:, None, None]
+        torch.testing.assert_close(mixed["logits"], (1 - weight) * fused["logits"] + weight * alone["logits"])
+        torch.testing.assert_close(mixed["intensity"], torch.sigmoid(mixed["logits"]).sum(-1))
+        torch.testing.assert_close(net(crop, points, has, has_crop=off)["logits"], alone["logits"])
+        torch.testing.assert_close(net(crop, points, off)["logits"], plain(crop, points, off)["logits"])
