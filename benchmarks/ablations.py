@@ -22,8 +22,9 @@ import torch
 from base_tables import CONDITIONS, PRESENT, Table, conditional, references, shown
 
 from personalize import ui
+from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS
-from personalize.base import augment_landmarks, scores, standardise, thin_out
+from personalize.base import scores, standardise
 from personalize.config import load_recipe
 from personalize.errors import PersonalizeError
 from personalize.model import AUNet, ordinal_loss

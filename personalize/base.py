@@ -16,100 +16,21 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from . import __version__, tracking, ui
+from .augment import augment_landmarks, redraw, thin_out
 from .aus import AUS, COLUMNS
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
 from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
-from .geometry import IBUG_TO_MESH
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
 from .weights import SHIPPED, Base, load_base, save_base
 
 __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
-
-
-def augment(batch: dict[str, Tensor], people: int = 0, each: int = 0) -> dict[str, Tensor]:
-    """What users' clips do to crops and landmarks, drawn anew each time; see :func:`augment_crops` and :func:`augment_landmarks`."""
-    return {**batch, "crop": augment_crops(batch["crop"]), "landmarks": augment_landmarks(batch["landmarks"], people, each)}
-
-
-def augment_crops(crop: Tensor) -> Tensor:
-    """(B, 3, 112, 112), 0-255: misaligned, coarse, in another light, often grey, noisy, with something in front.
-
-    Renders are truer to themselves than to faces: how they draw a crease or a lash tells everything about a render and little about a
-    photograph. So most crops lose their fine detail, and what is learned must be seen without it too.
-    """
-    crop = crop.float()
-    n, device, size = len(crop), crop.device, crop.shape[-1]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device)
-
-    centre = torch.full((n, 2), size / 2, device=device)
-    scale = (1 + 0.05 * normal(n, 1)).clamp(0.85, 1.15).expand(n, 2)
-    matrix = get_affine_matrix2d(3.0 * normal(n, 2), centre, scale, 4.0 * normal(n))[:, :2]
-    crop = warp_affine(crop, matrix, crop.shape[-2:], padding_mode="border")
-    # Every fourth picture is made as coarse as the next fourth: resizing costs one call for all of them.
-    for group in range(min(n, 4)):
-        small = int(size * float(torch.empty(()).uniform_(0.25, 1.1)))
-        if small < size:
-            coarse = F.interpolate(crop[group::4], (small, small), mode="area")
-            crop[group::4] = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=False)
-    gain, bias, tint = torch.exp(0.25 * normal(n, 1, 1, 1)), 18 * normal(n, 1, 1, 1), torch.exp(0.08 * normal(n, 3, 1, 1))
-    light = F.interpolate(0.22 * normal(n, 1, 4, 4), (size, size), mode="bicubic", align_corners=True).exp()
-    crop = (crop * light - 110) * gain * tint + 110 + bias
-    grey = (torch.rand(n, 1, 1, 1, device=device) < 0.4).float()
-    crop = crop * (1 - grey) + crop.mean(1, keepdim=True) * grey
-    crop = crop + 6 * torch.rand(n, 1, 1, 1, device=device) * torch.randn_like(crop)
-    for i in torch.nonzero(torch.rand(n) < 0.25).flatten().tolist():
-        h, w = int(torch.randint(14, 60, ())), int(torch.randint(14, 60, ()))
-        y, x = int(torch.randint(0, size - h, ())), int(torch.randint(0, size - w, ()))
-        crop[i, :, y : y + h, x : x + w] = 255 * torch.rand(3, 1, 1, device=device)
-    return crop.clamp(0, 255)
-
-
-def augment_landmarks(landmarks: Tensor, people: int = 0, each: int = 0, stretch: float = 0.05, tremble: float = 0.003) -> Tensor:
-    """(B, 478, 3): stretched, turned, shifted, and noisy; what is NaN stays so.
-
-    people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
-    person in a way of their own; 0: one known person, who is not to be stretched. stretch, tremble: standard deviations, relative and in
-    canonical units.
-    """
-    n, device = len(landmarks), landmarks.device
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device)
-
-    if people:
-        drawn = 1 + stretch * normal(people, 1, 3)
-        landmarks = landmarks * torch.cat([drawn, drawn.repeat_interleave(each, 0)])
-    # The pose fit is never exact: a little rotation, scale and shift remain, and every point trembles, most in depth.
-    turn, zero = 0.035 * normal(n, 3), torch.zeros(n, device=device)
-    skew = torch.stack([zero, -turn[:, 2], turn[:, 1], turn[:, 2], zero, -turn[:, 0], -turn[:, 1], turn[:, 0], zero], 1).view(n, 3, 3)
-    landmarks = landmarks + torch.einsum("bij,bnj->bni", skew, landmarks.nan_to_num())
-    noise = tremble * torch.randn_like(landmarks) * torch.tensor([1, 1, 2.0], device=device)
-    return landmarks * (1 + 0.01 * normal(n, 1, 1)) + 0.006 * normal(n, 1, 3) + noise
-
-
-def thin_out(landmarks: Tensor, own: Tensor, share: float = 0.12) -> Tensor:
-    """Leave a ``share`` of the people of a batch only the 68 points of ibug's scheme, half of these without depth; the rest is NaN.
-
-    own: (B,) the person of each row. Another tracker's points lie a little elsewhere, the same way in all pictures of a person.
-    """
-    people = int(own.max()) + 1
-    draw = torch.rand(people, device=landmarks.device)
-    index = torch.tensor(IBUG_TO_MESH, device=landmarks.device)
-    kept = torch.full_like(landmarks, torch.nan)
-    elsewhere = 0.012 * torch.randn(people, len(index), 3, device=landmarks.device)[own]
-    kept[:, index] = landmarks[:, index] + elsewhere + 0.004 * torch.randn_like(elsewhere)
-    kept[..., 2] = torch.where((draw[own] < share / 2)[:, None], torch.nan, kept[..., 2])
-    return torch.where((draw[own] < share)[:, None, None], kept, landmarks)
 
 
 class BaseModule(L.LightningModule):
@@ -150,7 +71,7 @@ class BaseModule(L.LightningModule):
 
     def look(self, batch: dict[str, Tensor]) -> Tensor:
         """The crop branch's features of a batch."""
-        return self.net.crop_features(augment_crops(batch["crop"]))
+        return self.net.crop_features(redraw(batch, int(torch.randint(2**31, ()))))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.average.update_parameters(self.net)
@@ -194,11 +115,12 @@ def views_of(net: AUNet, data: dict[str, np.ndarray], views: int, batch: int = 3
     net.eval()
     middles, lasts = [], []
     n = len(data["crop"])
+    rows = MixedRows(data)
     with ui.progress(None, views * n, "Views for the second stage") as bar:
-        for _ in range(views):
+        for view in range(views):
             for start in range(0, n, batch):
-                crop = torch.from_numpy(data["crop"][start : start + batch]).permute(0, 3, 1, 2)
-                middle, last = net.maps(augment_crops(crop))
+                crop = redraw(rows.__getitems__(list(range(start, min(start + batch, n)))), view)
+                middle, last = net.maps(crop)
                 middles.append(middle.half())
                 lasts.append(last.mean((2, 3), keepdim=True).half())
                 bar.advance(len(crop))
@@ -266,7 +188,7 @@ class _Progress(L.Callback):
             return
         parts = []
         for mode, neutral in (("fused", False), ("fused", True)):
-            s = scores(read_renders(net, self.validation, mode, neutral), self.validation["target"])
+            s = scores(read_renders(net, self.validation, mode, neutral), intensities(self.validation))
             parts.append(f"{mode}{'+neutral' if neutral else ''} icc {np.nanmean([v['icc'] for v in s.values()]):.3f}")
         left = (time.time() - self.start) / (trainer.current_epoch + 1) * (trainer.max_epochs - trainer.current_epoch - 1)  # type: ignore[operator]
         ui.info(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}; {left / 60:.0f} min left")
@@ -332,7 +254,7 @@ def fit(
                 dataset.make(source.path, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
     data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
     train, validation = data.train_arrays(), data.validation_arrays()
-    for line in dataset.describe(train["target"]).splitlines():
+    for line in dataset.describe(intensities(train)).splitlines():
         ui.info(line)
     net = AUNet(**recipe["model"])
     standardise(net, train)
@@ -392,6 +314,7 @@ def fit_command(args: argparse.Namespace) -> int:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """``personalize base evaluate``: the model's table on validation people, or the field's tables on recorded data sets."""
+    from .config import load_recipe
     from .synth import dataset
 
     base = load_base(args.base or SHIPPED)
@@ -414,7 +337,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
         return 0
     folder = Path(args.data) if args.data else Path(args.cache) / SYNTHETIC
     if not sorted(folder.glob("validation-[0-9]*.npz")):
-        dataset.make(folder, "validation", 160, 9, 192, 2)
+        world = load_recipe("base", [])["world"]
+        dataset.make(folder, "validation", world["validation_people"], world["pictures"], world["size"], world["workers"])
     data = dataset.load(folder, "validation")
     judged = ~np.isin(np.arange(len(data["target"])), list(references(data).values()))
     found = {n: scores(read_renders(base.net, data, "fused", n)[judged], data["target"][judged]) for n in (False, True)}

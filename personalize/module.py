@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter
-from .base import augment
+from .augment import augment
 from .buffers import ReplayBuffer
 from .model import AUNet, ordinal_loss
 from .regularizers import FunctionRegularizer, ParameterRegularizer, Regularizer

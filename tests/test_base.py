@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import Said
 
+from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
-from personalize.base import BaseModule, TopModule, augment_landmarks, best_thresholds, read_renders, scores, thin_out, views_of
+from personalize.base import BaseModule, TopModule, best_thresholds, read_renders, scores, views_of
 from personalize.datasets.mixing import mixed_loss
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
@@ -49,7 +50,7 @@ def made(n: int = 24, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def as_batch(data: dict[str, np.ndarray], rows: list[int]) -> dict[str, torch.Tensor]:
-    out = {k: torch.from_numpy(data[k][rows]) for k in ("crop", "landmarks", "target", "mask", "occurrence")}
+    out = {k: torch.from_numpy(data[k][rows]) for k in ("crop", "landmarks", "pose", "person", "target", "mask", "occurrence")}
     out |= {"crop": out["crop"].permute(0, 3, 1, 2), "index": torch.tensor(rows)}
     return {**out, "landmarks": out["landmarks"].float(), "target": out["target"].float()}
 

@@ -264,7 +264,7 @@ class MixedRows(Dataset[dict[str, Tensor]]):
             **({"crop": torch.from_numpy(d["crop"][rows]).permute(0, 3, 1, 2).contiguous()} if self.pictures else {}),
             "landmarks": torch.from_numpy(d["landmarks"][rows].astype(np.float32)),
             "target": torch.from_numpy(d["target"][rows].astype(np.float32)),
-            **{k: torch.from_numpy(d[k][rows]) for k in ("mask", "occurrence", "person")},
+            **{k: torch.from_numpy(d[k][rows]) for k in ("pose", "mask", "occurrence", "person")},
             "index": torch.tensor(rows),
         }
 
