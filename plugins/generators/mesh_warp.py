@@ -452,6 +452,10 @@ class MeshWarp(Generator):
         """(S, S, 3) uint8. strength: (2, K) change of intensity by half of the face; turn: radians of pitch and yaw."""
         if not strength.any() and jaw == 0 and part == 0 and turn == (0.0, 0.0):
             return source.image.copy()
+        return self.draw(source, strength, jaw, part, turn).image
+
+    def draw(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> _Drawn:
+        """The picture with what it was made of. Arguments as :meth:`render`."""
         move = displacement(strength, jaw, part, self._aperture)  # type: ignore[arg-type]
         before = ((source.points - source.points[168]) @ source.rotation / source.scale).astype(np.float32)
         after = before + move
@@ -467,9 +471,13 @@ class MeshWarp(Generator):
         flow = _Flow(source.points, target, still, closing, self.size, shut)
         image = self._lash_line(flow.warp(source.image), target, shut)
         image = self._fill_mouth(image, source, flow, target, rigid)
+        ratio = np.ones((self.size, self.size), np.float32)
         if self.shading:
-            image = self._shade(image, source, flow, strength, before, after, turned)
-        return image
+            ratio = self._ratio(source, flow, strength, before, after, turned)
+            # skin scatters red furthest: shading is weakest there
+            power = np.array([0.85, 1.0, 1.05], np.float32) / 2.2
+            image = np.clip(np.round(image * np.exp(np.log(ratio)[..., None] * power)), 0, 255).astype(np.uint8)
+        return _Drawn(image, ratio, flow, after, turned)
 
     @staticmethod
     def _lash_line(image: np.ndarray, target: np.ndarray, shut: np.ndarray) -> np.ndarray:
@@ -548,9 +556,8 @@ class MeshWarp(Generator):
         x, y = np.round(points).astype(int).clip(0, image.shape[0] - 1).T
         return image[y, x].astype(np.float32)
 
-    def _shade(
+    def _ratio(
         self,
-        image: np.ndarray,
         source: _Source,
         flow: _Flow,
         strength: np.ndarray,
@@ -558,14 +565,15 @@ class MeshWarp(Generator):
         after: np.ndarray,
         rotation: np.ndarray,
     ) -> np.ndarray:
-        """Multiplies by the ratio of the light on the changed surface to that on the source's."""
+        """(S, S) the light on the changed surface over that on the source's, linear; 1 off the skin."""
         mesh = load_mesh()
         share = np.clip(np.abs(strength).mean(0) / MAX_INTENSITY, 0, 1) * np.sign(strength.mean(0))
         depth = np.array([np.sign(share[AUS.index(a)]) * abs(share[AUS.index(a)]) ** 1.15 for a in mesh.relief_aus]) * self._crease
         relief = np.tensordot(depth.astype(np.float32), self._relief, axes=1)
         rows, columns, weights, corners = flow.skin()
+        field = np.ones((self.size, self.size), np.float32)
         if len(rows) == 0:
-            return image
+            return field
         skin = mesh.faces[mesh.groups == SKIN]
         moved = vertex_normals(after, skin)
         normal_before = np.einsum("nkx,nk->nx", source.normal[corners], weights)
@@ -591,14 +599,19 @@ class MeshWarp(Generator):
 
         ratio = brightness(normal_after, rotation) / brightness(normal_before, rotation)
         ratio *= np.clip(1.0 + 0.35 * np.minimum(value[:, 0], 0.0), 0.4, 1.0)  # furrows see less of the sky
-        ratio = np.clip(ratio, 0.45, 1.6)
-        field = np.ones((self.size, self.size), np.float32)
-        field[rows, columns] = ratio
-        field = cv2.GaussianBlur(field, (0, 0), 0.7)
-        # skin scatters red furthest: shading is weakest there
-        power = np.array([0.85, 1.0, 1.05], np.float32) / 2.2
-        out = image.astype(np.float32) * np.exp(np.log(field)[..., None] * power)
-        return np.clip(np.round(out), 0, 255).astype(np.uint8)
+        field[rows, columns] = np.clip(ratio, 0.45, 1.6)
+        return np.asarray(cv2.GaussianBlur(field, (0, 0), 0.7))
+
+
+@dataclass
+class _Drawn:
+    """A warped frame. image: (S, S, 3) uint8; ratio: (S, S) of the light, linear; after: (478, 3) canonical points; rotation: to the view."""
+
+    image: np.ndarray
+    ratio: np.ndarray
+    flow: _Flow
+    after: np.ndarray
+    rotation: np.ndarray
 
 
 class _Flow:
