@@ -454,21 +454,30 @@ class MeshWarp(Generator):
             return source.image.copy()
         return self.draw(source, strength, jaw, part, turn).image
 
-    def draw(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> _Drawn:
-        """The picture with what it was made of. Arguments as :meth:`render`."""
-        move = displacement(strength, jaw, part, self._aperture)  # type: ignore[arg-type]
+    def _motion(
+        self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """How the source's points move. Arguments as :meth:`render`.
+
+        Returns the canonical points before and after without the head's turn; the rotation to view axes after the turn, (3, 3); the view
+        pixels that the turn alone moves the points by, and those that they come to. All but the rotation are (478, 3).
+        """
         before = ((source.points - source.points[168]) @ source.rotation / source.scale).astype(np.float32)
-        after = before + move
+        after = before + displacement(strength, jaw, part, self._aperture)  # type: ignore[arg-type]
         _settle(after, before)
         _close(after, before, strength[:, _AU43])
         turned = self._turn(source, turn)
         there = (after - before) @ turned.T * source.scale
         pivot = before - before[[33, 263]].mean(0) - _PIVOT
         rigid = pivot @ (turned - source.rotation).T * source.scale
-        target, still = source.points + there + rigid, source.points + rigid
+        return before, after, turned, rigid, source.points + there + rigid
+
+    def draw(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> _Drawn:
+        """The picture with what it was made of. Arguments as :meth:`render`."""
+        before, after, turned, rigid, target = self._motion(source, strength, jaw, part, turn)
         closing = [aperture(after, s) < aperture(before, s) for s in (0, 1)]
         shut = np.clip(strength[:, _AU43] / MAX_INTENSITY, 0, 1)
-        flow = _Flow(source.points, target, still, closing, self.size, shut)
+        flow = _Flow(source.points, target, source.points + rigid, closing, self.size, shut)
         image = self._lash_line(flow.warp(source.image), target, shut)
         image = self._fill_mouth(image, source, flow, target, rigid)
         ratio = np.ones((self.size, self.size), np.float32)

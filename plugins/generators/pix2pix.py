@@ -25,7 +25,7 @@ from personalize.errors import ConfigError, InputError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.identity import Identity
 from personalize_plugins.generators import _gan
-from personalize_plugins.generators.mesh_warp import _AU43, _OVAL, _PIVOT, SHOWN, MeshWarp, _close, _settle, _Source, displacement
+from personalize_plugins.generators.mesh_warp import _OVAL, SHOWN, MeshWarp, _Source
 
 LEAST_FRAMES = 8
 """With fewer usable frames of the clip there is nothing to train on."""
@@ -180,15 +180,7 @@ class ClipGAN(MeshWarp):
 
     def _moved(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> np.ndarray:
         """(478, 3) view pixels: the source's landmarks with the AUs' displacement added and the head turned, as mesh_warp moves them."""
-        move = displacement(strength, jaw, part, self._aperture)  # type: ignore[arg-type]
-        before = ((source.points - source.points[168]) @ source.rotation / source.scale).astype(np.float32)
-        after = before + move
-        _settle(after, before)
-        _close(after, before, strength[:, _AU43])
-        turned = self._turn(source, turn)
-        pivot = before - before[[33, 263]].mean(0) - _PIVOT
-        offset = (after - before) @ turned.T + pivot @ (turned - source.rotation).T
-        return np.asarray(source.points + offset * source.scale, np.float32)
+        return np.asarray(self._motion(source, strength, jaw, part, turn)[-1], np.float32)
 
     def render(
         self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float], rng: np.random.Generator
@@ -322,14 +314,3 @@ class Pix2PixAU(Pix2Pix):
 
     name = "pix2pix_au"
     au_maps = True
-
-    def __init__(
-        self,
-        size: int = 128,
-        steps: int = 3000,
-        lr: float = 2e-4,
-        l1_weight: float = 100.0,
-        ngf: int = 64,
-        max_yaw_change: float = 15.0,
-    ) -> None:
-        super().__init__(size, steps, lr, l1_weight, ngf, max_yaw_change)
