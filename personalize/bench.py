@@ -230,7 +230,7 @@ def _read_base(job: Job) -> dict[str, Any]:
     from .base import load_base
     from .identity import find_neutral
     from .profile import Profile
-    from .reader import Reader, batch_of
+    from .reader import Reader, neutral_features
 
     recipe = _recipe(job)
     base = load_base(recipe["base"])
@@ -256,14 +256,7 @@ def _read_base(job: Job) -> dict[str, Any]:
         NEUTRAL_INPUT: read,
     }
     if neutral is not None:
-        import torch
-
-        stills = [replace(support[int(neutral.indices[0])], crop=crop, landmarks=neutral.landmarks) for crop in neutral.crops]
-        batch = batch_of(stills)
-        with torch.inference_mode():
-            features = base.net.rest_of(batch["crop"], batch["landmarks"][:1])
-        if neutral.landmarks is None:
-            features.pop("landmarks")
+        features = neutral_features(base.net, neutral)
         wide = np.full(len(AUS), MAX_INTENSITY, np.float32)
         profile = Profile("untrained", base.name, base.sha256, neutral=features, gate=np.ones(len(AUS), np.float32), trust=wide)
         profile.thresholds = base.thresholds

@@ -20,12 +20,12 @@ import numpy as np
 from . import geometry, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY
 from .composite import align, face_mask, free_corner, moved, put_back, scaled_to_frame, tilted, watermark
-from .engine import REST_MARGIN, Keeper
+from .engine import Keeper
 from .errors import InputError
 from .faces import Observation, Tracker
 from .generators import Generator, Request, Sample
 from .identity import Identity, find_neutral
-from .reader import Reader, without_rest
+from .reader import Reader, offsets_at, without_rest
 from .tracks import Prefetch, Survey, no_face, observe
 from .video import Media, VideoWriter
 
@@ -101,7 +101,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
         if reader.profile is None:
-            offsets = REST_MARGIN * neutral.confidence * np.median([mine[o.frame][0] for o in rest], axis=0)
+            offsets = offsets_at(np.stack([mine[o.frame][0] for o in rest]), neutral.confidence)
             values = without_rest(values, offsets).astype(np.float64)
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")

@@ -38,7 +38,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend
+from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Prefetch, Survey, observe
 from .video import Media, open_media
@@ -47,8 +47,6 @@ KEEP = 400
 """Frames of a person that are kept: spread over the clip, at most so many, whatever its length."""
 MAX_PEOPLE = 6
 CHECKPOINT_EVERY = 25
-REST_MARGIN = 1.5
-"""Readings up to so many times what the neutral frames read are at most halved: a face at rest trembles."""
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
 
 
@@ -221,12 +219,7 @@ class Session:
             self.held = np.arange(len(times)) % 5 >= 3
         self.neutral = None
         if identity.neutral is not None and recipe["neutral"]["use"]:
-            crop = torch.from_numpy(identity.neutral.crops).permute(0, 3, 1, 2).contiguous()
-            points = identity.neutral.landmarks
-            if points is not None:
-                self.neutral = {"crop": crop, "landmarks": torch.from_numpy(points)[None]}
-            else:
-                self.neutral = {"crop": crop, "landmarks": torch.zeros(1, 478, 3)}
+            self.neutral = neutral_tensors(identity.neutral)
         self.confidence = identity.neutral.confidence if identity.neutral is not None else 0.0
         self.evidence: gate.Evidence | None = None
 
@@ -421,11 +414,8 @@ class Session:
         ) * min(settings["open"], 1.0)
         trust = np.full(len(AUS), settings["trust"], np.float32)
         neutral: dict[str, Tensor] = {}
-        if self.neutral is not None:
-            with torch.no_grad():
-                neutral = {k: v.float() for k, v in self.net.rest_of(self.neutral["crop"], self.neutral["landmarks"].float()).items()}
-            if self.identity.neutral is not None and self.identity.neutral.landmarks is None:
-                neutral.pop("landmarks")
+        if self.neutral is not None and self.identity.neutral is not None:
+            neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
         offsets = self._offsets(opened, trust)
         thresholds = self._thresholds(opened, trust, offsets)
         adapter = self.recipe["adapter"]
@@ -533,13 +523,13 @@ class Session:
         buffer.save(path)
 
     def _offsets(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
-        """(K,) what is read in the person's neutral frames, half as much again, as far as the neutral can be trusted."""
+        """(K,) see :func:`offsets_at`; 0 without a neutral."""
         found = self.identity.neutral
         if found is None or self.neutral is None:
             return np.zeros(len(AUS), np.float32)
         frames = batch_of([self.identity.observations[int(i)] for i in found.indices])
         read = blend(self._read(self.base.net, frames, False), self._read(self.net, frames, True), opened, trust, np.zeros(len(AUS)))
-        return np.asarray(REST_MARGIN * float(self.confidence) * np.median(read, axis=0), np.float32)
+        return offsets_at(read, self.confidence)
 
     def _thresholds(self, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The base's thresholds; where labels show both states, the one with the best F1 on them."""

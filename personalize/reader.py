@@ -15,9 +15,13 @@ from torch import Tensor
 
 from .aus import AUS, MAX_INTENSITY
 from .faces import Observation
+from .identity import Neutral
 from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
+
+REST_MARGIN = 1.5
+"""Readings up to so many times what the neutral frames read are at most halved: a face at rest trembles."""
 
 
 @dataclass
@@ -50,6 +54,23 @@ def batch_of(observations: Sequence[Observation]) -> dict[str, Tensor]:
     blank = np.zeros((POINTS, 3), np.float32)
     landmarks = torch.from_numpy(np.stack([blank if o.landmarks is None else o.landmarks for o in observations]).astype(np.float32))
     return {"crop": crop, "landmarks": landmarks, "has_landmarks": torch.tensor([o.landmarks is not None for o in observations])}
+
+
+def neutral_tensors(neutral: Neutral) -> dict[str, Tensor]:
+    """A person's neutral as :meth:`AUNet.rest_of` takes it: 'crop' uint8 (M, 3, 112, 112), 'landmarks' (1, 478, 3), zeros where unknown."""
+    crop = torch.from_numpy(neutral.crops).permute(0, 3, 1, 2).contiguous()
+    points = torch.zeros(POINTS, 3) if neutral.landmarks is None else torch.from_numpy(neutral.landmarks)
+    return {"crop": crop, "landmarks": points[None]}
+
+
+@torch.no_grad()
+def neutral_features(net: AUNet, neutral: Neutral) -> dict[str, Tensor]:
+    """What a profile keeps of a neutral, see :class:`Profile`; without 'landmarks' where they are unknown."""
+    tensors = neutral_tensors(neutral)
+    features = net.rest_of(tensors["crop"], tensors["landmarks"])
+    if neutral.landmarks is None:
+        features.pop("landmarks")
+    return features
 
 
 class Reader:
@@ -110,3 +131,8 @@ def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """
     y = np.asarray(intensity, np.float64)
     return (y**3 / np.maximum(y**2 + np.asarray(offsets, np.float64) ** 2, 1e-12)).astype(np.float32)
+
+
+def offsets_at(readings: np.ndarray, confidence: float) -> np.ndarray:
+    """(K,) offsets for :func:`without_rest` from what is read in the neutral frames (M, K), as far as the neutral can be trusted, 0-1."""
+    return np.asarray(REST_MARGIN * confidence * np.median(readings, axis=0), np.float32)
