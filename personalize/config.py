@@ -1,7 +1,7 @@
 """Recipes: what a run does, as YAML over defaults, every key checked.
 
 A plug-in's options are the arguments of its ``__init__``; Trainer flags are those of ``lightning.Trainer``; every other key is one that
-the kind's reference recipe has (``default.yaml`` for ``kind: fit``, ``base.yaml`` for ``kind: base``), which is also the one home of the
+the kind's reference recipe has (``default.yaml`` for ``kind: fit``, ``KIND.yaml`` for the others), which is also the one home of the
 defaults. Later layers win: reference, then the chain of ``base_recipe``, the recipe itself, then ``key=value`` overrides.
 
 >>> load_recipe("default", ["optim.lr=1e-2", "buffer.name=reservoir"])["optim"]["lr"]
@@ -30,7 +30,7 @@ from . import registry
 from .errors import ConfigError, unknown
 from .ui import one_line
 
-REFERENCES = {"fit": "default", "base": "base"}
+REFERENCES = {"fit": "default", "base": "base", "generator": "generator"}
 """Kind of recipe -> the shipped recipe that says which keys there are."""
 
 PLUGIN_SECTIONS = {"tracker": "trackers", "generator": "generators", "buffer": "buffers", "adapter": "adapters"}

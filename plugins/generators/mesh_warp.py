@@ -614,7 +614,7 @@ class MeshWarp(Generator):
 
 @dataclass
 class _Drawn:
-    """A warped frame. image: (S, S, 3) uint8; ratio: (S, S) of the light, linear; after: (478, 3) canonical points; rotation: to the view."""
+    """A warped frame. image: (S, S, 3) uint8; ratio: (S, S) of the light, linear; after: (478, 3) canonical; rotation: to the view."""
 
     image: np.ndarray
     ratio: np.ndarray
