@@ -133,6 +133,13 @@ def sheet_cells(rest: np.ndarray, source: int) -> list[Cell]:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raise ConfigError, before any work, for options that contradict each other."""
+    judged = ("labels", "others", "verifier")
+    asked = ("driver", "grid", "aus", "pose", "n", "composite", "watermark")
+    for name in asked if args.judge else judged:
+        if getattr(args, name):
+            option = "-n" if name == "n" else f"--{name}"
+            why = f"--judge asks for pictures of its own: leave {option} out." if args.judge else f"{option} goes with --judge."
+            raise ConfigError(why)
     if args.grid not in (None, *GRIDS):
         raise ConfigError(unknown("grid", args.grid, GRIDS))
     if args.driver:
@@ -385,7 +392,11 @@ def generate_command(args: argparse.Namespace) -> int:
     tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        if driver is not None:
+        if args.judge:
+            from .judge import judge_clip
+
+            said = judge_clip(args, recipe, media, tracker, partial)
+        elif driver is not None:
             said = _video(args, recipe, media, driver, tracker, folder, partial)
         else:
             said = _pictures(args, recipe, media, tracker, folder, partial)
