@@ -104,7 +104,6 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
     requests = balanced_requests(case.recipe["generator"]["samples"], seed * 1000)  # those of a fit's first round
     learned, _ = data.generate(timed, requests, identity, case.tracker, "Generating")
     pictures = timed.made
-    found = [o for s in ui.progress(pictures[: 4 * FACES], None, "Looking again") if (o := observed(s, case)) is not None]
     verdict: dict[str, Any] = {
         "generator": name,
         "person": identity.name,
@@ -112,9 +111,9 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
         "verifier": {"name": case.verifier.name, "sha256": case.verifier.sha256},
         "held_out": _held_out(learned, case),
         **figures,
-        "similarity": _similarity(found, case),
+        "similarity": _similarity(pictures, case),
         "realism": _realism(pictures, case),
-        "unchanged": _unchanged([s for c, s in answered if not c.request.aus], identity),
+        "unchanged": _unchanged([s for c, s in answered if c.block == 0 and not c.request.aus], identity),
         "cost": {
             "prepare_s": prepared,
             "pictures_per_s": len(requests) / max(timed.seconds, 1e-9),
@@ -333,7 +332,8 @@ def _held_out(learned: Samples | None, case: Case) -> dict[str, Any]:
         return {"left_out": "needs labels of this person's frames: --labels CSV"}
     if learned is None:
         return {"left_out": "no picture came through the tracker"}
-    recipe = {**case.recipe, "tracking": {**case.recipe["tracking"], "wandb": "off"}, "buffer": {**case.recipe["buffer"], "shared": False}}
+    off = {"tracking": {"wandb": "off"}, "buffer": {"shared": False}, "trainer": {"devices": 1}}
+    recipe = {**case.recipe, **{key: {**case.recipe[key], **value} for key, value in off.items()}}
     nothing = np.zeros((len(case.identity.observations), len(AUS)))
     with tempfile.TemporaryDirectory(prefix="personalize-judge-") as folder:
         run = Path(folder) / "person" / "v1"
@@ -372,13 +372,14 @@ def _range(values: np.ndarray) -> dict[str, float]:
     return {"mean": _mean(finite), "low": float(low), "high": float(high)}
 
 
-def _similarity(found: Sequence[Observation], case: Case) -> dict[str, Any]:
+def _similarity(pictures: Sequence[Sample], case: Case) -> dict[str, Any]:
     """Cosines to the person's frames: of the generated pictures, of the person's other frames, of other people's."""
     net = likeness.face_network()
     if net is None:
         return {"left_out": f"needs a face network: {likeness.INSTALL}"}
     scheme = case.identity.scheme
-    groups = {"own": [o for o in case.identity.observations if o.view is not None], "generated": list(found), "others": case.others}
+    found = [o for s in _some(pictures, FACES) if (o := observed(s, case)) is not None]
+    groups = {"own": [o for o in case.identity.observations if o.view is not None], "generated": found, "others": case.others}
     some = {key: _some(group, FACES) for key, group in groups.items()}
     chips = [_chip(o, scheme) for group in some.values() for o in group]
     rows = net(chips, "Comparing faces")
