@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,51 +225,40 @@ def drive(
     scenes = _in_clip(driver, performer, media, tracker, seed) if composite else _alone(driver, performer)
     outcome = Outcome(0, 0, 0, [])
     wanted = set(np.linspace(0, len(driver) - 1, 16).astype(int).tolist())
+    tags = {"title": f"synthetic, made by {record.get('tool', 'personalize')}", "comment": json.dumps(record)}
     writer: VideoWriter | None = None
     corner = 0
     with (
         (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file,
         ui.progress(None, len(driver), f"Driving {identity.name}") as bar,
+        ExitStack() as stack,
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["frame", "timestamp", "success", "pose_Rx", "pose_Ry", "pose_Rz", *COLUMNS])
-        try:
-            for i, scene in enumerate(scenes):
-                image = scene.image
-                if writer is None:
-                    writer = VideoWriter(folder / "video.mp4", driver.fps, (image.shape[1], image.shape[0]))
-                    tag(writer, record)
-                    corner = free_corner(image.shape, face_mask(scene.points, image.shape))
-                if mark:
-                    image = watermark(image, corner)
-                writer.write(image)
-                table.writerow(scene.row(i, float(driver.times[i])))
-                outcome.held += scene.state == "held"
-                outcome.bare += scene.state == "bare"
-                outcome.frames += 1
-                if i in wanted:
-                    strongest = np.argsort(-driver.intensity[i])[:3]
-                    caption = " ".join(f"{COLUMNS[k]} {driver.intensity[i, k]:.1f}" for k in strongest if driver.intensity[i, k] >= 0.5)
-                    outcome.thumbnails.append((_thumbnail(image), f"{driver.times[i]:.1f} s {caption or 'rest'}"))
-                bar.advance(1)
-            if outcome.held + outcome.bare == outcome.frames:
-                raise InputError(
-                    f"none of the {outcome.frames} frames of {driver.name} could be made with {identity.name}'s face: "
-                    "the heads are turned too far from what the clip shows."
-                )
-        except BaseException:
-            if writer is not None:
-                writer._discard()
-            raise
-        if writer is not None:
-            writer.close()
+        for i, scene in enumerate(scenes):
+            image = scene.image
+            if writer is None:
+                size = (image.shape[1], image.shape[0])
+                writer = stack.enter_context(VideoWriter(folder / "video.mp4", driver.fps, size, tags))
+                corner = free_corner(image.shape, face_mask(scene.points, image.shape))
+            if mark:
+                image = watermark(image, corner)
+            writer.write(image)
+            table.writerow(scene.row(i, float(driver.times[i])))
+            outcome.held += scene.state == "held"
+            outcome.bare += scene.state == "bare"
+            outcome.frames += 1
+            if i in wanted:
+                strongest = np.argsort(-driver.intensity[i])[:3]
+                caption = " ".join(f"{COLUMNS[k]} {driver.intensity[i, k]:.1f}" for k in strongest if driver.intensity[i, k] >= 0.5)
+                outcome.thumbnails.append((_thumbnail(image), f"{driver.times[i]:.1f} s {caption or 'rest'}"))
+            bar.advance(1)
+        if outcome.held + outcome.bare == outcome.frames:
+            raise InputError(
+                f"none of the {outcome.frames} frames of {driver.name} could be made with {identity.name}'s face: "
+                "the heads are turned too far from what the clip shows."
+            )
     return outcome
-
-
-def tag(writer: VideoWriter, record: dict[str, Any]) -> None:
-    """Put provenance into a video's metadata; before the first frame."""
-    writer._container.metadata["title"] = f"synthetic, made by {record.get('tool', 'personalize')}"
-    writer._container.metadata["comment"] = json.dumps(record)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import shutil
@@ -641,15 +640,10 @@ def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _provenance(media: Media, found: Collected) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for path in media.files or [media.path]:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
     return {
         "clip": media.name,
         "kind": media.kind,
-        "sha256": digest.hexdigest(),
+        "sha256": media.sha256(),
         "duration_s": None if media.duration is None else round(float(media.duration), 2),
         "frames": found.frames,
         "frames_with_face": found.frames_with_face,

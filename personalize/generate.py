@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import hashlib
 import inspect
 import json
 import os
@@ -184,29 +183,19 @@ def _check_disk(folder: Path, needed: float) -> None:
 # --- provenance -----------------------------------------------------------------------------------------------------------------------
 
 
-def sha256_of(media: Media) -> str:
-    """Of the file; of a folder, of its pictures one after the other, in order."""
-    digest = hashlib.sha256()
-    for path in media.files or [media.path]:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def provenance(generator: str, media: Media, seed: int, driver: Media | None = None, composite: bool = False) -> dict[str, Any]:
     """What every file says of itself: that it is synthetic, by what, of whose clip (name and hash, no path), when."""
     record: dict[str, Any] = {
         "synthetic": True,
         "tool": f"personalize {__version__}",
         "generator": generator,
-        "source": {"file": media.name, "sha256": sha256_of(media)},
+        "source": {"file": media.name, "sha256": media.sha256()},
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "composite": composite,
     }
     if driver is not None:
-        record["driver"] = {"file": driver.name, "sha256": sha256_of(driver)}
+        record["driver"] = {"file": driver.name, "sha256": driver.sha256()}
     return record
 
 

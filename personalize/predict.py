@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,9 +163,8 @@ def predict(
 
     survey, table = Survey(), Table(media.still)
     size = media.size if min(media.size) > 0 else (640, 480)
-    writer = VideoWriter(overlay, media.fps or 2.0, size) if overlay is not None else None
-    depth = BATCH if writer is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
-    try:
+    depth = BATCH if overlay is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
+    with nullcontext() if overlay is None else VideoWriter(overlay, media.fps or 2.0, size) as writer:
         stream = observe(media, tracker, survey=survey)
         if writer is None:
             stream = _without_pictures(stream)
@@ -195,12 +196,6 @@ def predict(
                 bar.advance(len(run))
             survey.identity(face, media.name)  # raises within the bar, which then does not say that it is done
         person = survey.report(media, face)
-    except BaseException:
-        if writer is not None:
-            writer._discard()
-        raise
-    if writer is not None:
-        writer.close()
     if not all_faces or face is not None:
         table.keep(person)
     return table, person
@@ -279,18 +274,13 @@ def predict_command(args: argparse.Namespace) -> int:
     # One face is quicker to track, but which one is then the tracker's choice: not for --face.
     one = not args.all_faces and args.face is None and not args.tracker
     tracker = registry.create("trackers", args.tracker or "mediapipe", {"num_faces": 1} if one else {})
-    opened: list[Reader] = []
-
-    def reader() -> Reader:
-        opened.append(open_reader(args.profile, args.base))
-        return opened[0]
-
+    reader = functools.cache(lambda: open_reader(args.profile, args.base))
     try:
         table, person = predict(media, reader, tracker, args.face, args.all_faces, overlay, args.smooth)
     finally:
         tracker.close()
     try:
-        own = opened[0]
+        own = reader()
         table.write(output, own.thresholds, own.base.thresholds, person if own.profile is not None else None)
     except BaseException:
         if overlay is not None and not replaced:

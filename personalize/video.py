@@ -7,6 +7,7 @@ line; what cannot raises :class:`personalize.errors.InputError` with one line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Generator, Iterator
@@ -74,6 +75,15 @@ class Media:
     def still(self) -> bool:
         """Whether frames are unrelated pictures rather than neighbours in time."""
         return self.kind != "video"
+
+    def sha256(self) -> str:
+        """Of the file; of a folder, of its pictures one after the other, in order."""
+        digest = hashlib.sha256()
+        for path in self.files or [self.path]:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def frames(self) -> Iterator[Frame]:
         """Decodes from the start; may be called again. Raises InputError where nothing can be decoded."""
@@ -299,10 +309,11 @@ class VideoWriter:
     """Writes an H.264 clip (MPEG-4 part 2 where the encoder is missing); the file appears under its name only when it is complete.
 
     path: its suffix decides the container (.mp4 by default). fps: frames a second. size: (width, height); odd sizes are padded by one
-    pixel. Raises InputError where the file cannot be written (no such folder, full disk, unknown suffix).
+    pixel. metadata: tags of the file, such as 'title' and 'comment'. As a context manager, it leaves no file where an error was raised.
+    Raises InputError where the file cannot be written (no such folder, full disk, unknown suffix).
     """
 
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int], metadata: dict[str, str] | None = None) -> None:
         self.path = Path(path)
         self.size = size
         suffix = self.path.suffix or ".mp4"
@@ -318,6 +329,7 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._discard()
             raise InputError(f"cannot write {self.path}: {_reason(error, suffix)}") from error
+        self._container.metadata.update(metadata or {})
         self._stream.width, self._stream.height = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self._stream.pix_fmt = "yuv420p"
         if codec == "libx264":

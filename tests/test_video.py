@@ -221,12 +221,14 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(64, 48), (65, 47)])
 def test_writer(tmp_path: Path, size: tuple[int, int], warnings: list[str]) -> None:
     path = tmp_path / "out.mp4"
-    with video.VideoWriter(path, 30000 / 1001, size) as writer:
+    with video.VideoWriter(path, 30000 / 1001, size, {"title": "a test"}) as writer:
         for i in range(40):
             writer.write(picture(i, *size))
         assert not path.exists()  # nothing under that name until it is complete
         with pytest.raises(ValueError, match="frame of shape"):
             writer.write(picture(0, 10, 10))
+    with av.open(str(path)) as container:
+        assert container.metadata["title"] == "a test"
     media = video.open_media(path)
     frames = list(media.frames())
     assert len(frames) == 40 and media.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
