@@ -41,7 +41,6 @@ from .weights import load_base
 
 _ANGLES = ("pitch", "yaw", "roll")
 GRIDS = ("balanced", "sheet")
-POINTS = {"mesh478": 478, "ibug68": 68}
 TURN = float(np.radians(8.0))
 """How far poses of the balanced grid lie from one that the clip shows, at most, for pitch and yaw."""
 LARGEST = 384
@@ -155,24 +154,23 @@ def _check_options(args: argparse.Namespace) -> None:
                 raise ConfigError(f"--grid sheet is always the same pictures: leave {option} out.")
 
 
+def _place(folder: Path) -> Path:
+    """The nearest folder above it that there is."""
+    return next(place for place in folder.absolute().parents if place.exists())
+
+
 def _check_output(folder: Path) -> None:
     """Raise InputError where nothing can be written later."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: name a folder with --output.")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --output.")
-    place = folder.absolute().parent
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK):
+    if not os.access(_place(folder), os.W_OK):
         raise InputError(f"cannot write {folder}: permission denied")
 
 
 def _check_disk(folder: Path, needed: float) -> None:
-    place = folder.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_place(folder)).free
     if free < needed:
         raise InputError(
             f"not enough disk for {folder}: about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free. "
@@ -250,7 +248,7 @@ class PictureFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["file", *COLUMNS])
             writer.writerows(self.rows[i] for i in sorted(self.rows))
-        blank = np.full((POINTS.get(self.tracker.scheme, 478), 3), np.nan, np.float32)
+        blank = np.full_like(self.identity.observations[0].image_landmarks, np.nan, np.float32)
         order = sorted(self.rows)
         np.savez_compressed(
             self.place / "landmarks.npz",
