@@ -46,6 +46,8 @@ def balanced_requests(n: int, seed: int, weak: np.ndarray | None = None) -> list
     rng = np.random.default_rng([seed, 7101])
     chance = np.ones(len(_SINGLES)) if weak is None else np.array([0.3 + weak[AUS.index(a)] for a in _SINGLES])
     chance = chance / chance.sum()
+    together = np.array([1.0 if weak is None else np.mean([0.3 + weak[AUS.index(a)] for a in combination]) for combination in _BROKEN])
+    together = together / together.sum()
     requests = []
     for i in range(n):
         kind = i % 8
@@ -55,12 +57,21 @@ def balanced_requests(n: int, seed: int, weak: np.ndarray | None = None) -> list
             aus = {int(rng.choice(_SINGLES, p=chance)): float(rng.uniform(0.5, 5))}
         elif kind < 7:
             level = rng.uniform(1, 4.5)
-            aus = {a: float(np.clip(level + rng.normal(0, 0.8), 0.5, 5)) for a in _BROKEN[rng.integers(len(_BROKEN))]}
+            aus = {a: float(np.clip(level + rng.normal(0, 0.8), 0.5, 5)) for a in _BROKEN[rng.choice(len(_BROKEN), p=together)]}
         else:
             chosen = rng.choice(AUS, int(rng.integers(2, 5)), replace=False)
             aus = {int(a): float(rng.uniform(0.3, 4)) for a in chosen}
         requests.append(Request(aus))
     return requests
+
+
+def needs(identity: Identity, reliability: np.ndarray) -> np.ndarray:
+    """(K,) 0.2-2.2, how much an AU deserves to be asked for: more where the clip shows nothing of it, and where the base is weak.
+
+    reliability: (K,) 0-1, :meth:`Base.reliability`. An AU counts as shown when a twentieth of the frames have it.
+    """
+    shown = (identity.intensity >= 1).mean(0)
+    return np.asarray(0.2 + (1 - np.clip(shown / 0.05, 0, 1)) + (1 - np.clip(np.nan_to_num(reliability), 0, 1)))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from personalize.data import (
     frame_samples,
     generate,
     join,
+    needs,
     write_base_domain,
 )
 from personalize.faces import Face, Observation, Tracker
@@ -68,6 +69,15 @@ def test_weak_aus_are_asked_for_more() -> None:
     asked, usual = (Counter(a for r in balanced_requests(2000, 1, w) for a in r.aus) for w in (weak, None))
     assert asked[9] > 1.7 * usual[9]
     assert set(asked) == set(AUS), "none is forgotten"
+
+
+def test_what_the_clip_lacks_and_the_base_is_weak_in_is_needed() -> None:
+    intensity = np.zeros((40, K), np.float32)
+    intensity[:4, AUS.index(12)] = 1.5
+    intensity[:1, AUS.index(4)] = 3
+    needed = needs(Identity("", [], intensity, None, (1, 1)), np.full(K, 0.4))
+    assert needed[[AUS.index(a) for a in (12, 4, 9)]] == pytest.approx([0.8, 1.3, 1.8])
+    assert needs(Identity("", [], intensity, None, (1, 1)), np.full(K, np.nan))[AUS.index(12)] == pytest.approx(1.2)
 
 
 # Which samples a step sees
