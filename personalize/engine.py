@@ -27,7 +27,7 @@ from .aus import AUS, COLUMNS
 from .base import Base, load_base
 from .buffers import ReplayBuffer
 from .config import load_recipe, save_recipe
-from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join
+from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError
 from .faces import Observation, Tracker
 from .generators import Generator
@@ -223,8 +223,8 @@ class Session:
         self.evidence: gate.Evidence | None = None
 
     def generate(self, generator: Generator, tracker: Tracker, number: int) -> list[tuple[np.ndarray, str]]:
-        """Make and keep the samples of a round; the second round asks more for AUs whose held-out error is large."""
-        weak = None
+        """Make and keep the samples of a round: more of what the clip lacks and the base is weak in, then of what is still held-out error."""
+        weak = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
             weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
         requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
