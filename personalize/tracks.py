@@ -412,6 +412,23 @@ def observe(
         yield frame, seen
 
 
+def tracked_sample(
+    image: np.ndarray, tracker: Tracker, timestamp: float = 0.0, still: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Crop (112, 112, 3), normalised landmarks (478, 3) and pose (3,) of a picture's largest face; None where there is none. For training:
+    the tracker's scheme is 'mesh478'."""
+    faces = tracker.detect(image, timestamp, still)
+    if not faces:
+        return None
+    face = max(faces, key=lambda f: _area(f.box))
+    try:
+        pose = geometry.fit_pose(face.landmarks, tracker.scheme)
+    except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
+        return None
+    crop, _ = geometry.crop(image, pose, tracker.scheme)
+    return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)
+
+
 class Prefetch(Generic[T]):
     """Runs an iterable in a thread of its own, at most ``depth`` items ahead, so that decoding and tracking overlap with the model.
 

@@ -24,6 +24,7 @@ from .. import geometry, ui
 from ..aus import AUS
 from ..errors import ConfigError, InputError
 from ..faces import Tracker
+from ..tracks import tracked_sample
 from ..video import open_media, read_picture
 from .source import AUDataset, Clip, Record
 
@@ -111,7 +112,7 @@ def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, person:
     for record, image in decode(records):
         decoded += 1
         bar.advance(1 / len(records))
-        found = sample(image, tracker, record.frame / 25.0, not record.video)
+        found = tracked_sample(image, tracker, record.frame / 25.0, not record.video)
         if found is None:
             left_out += 1
             continue
@@ -130,20 +131,6 @@ def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, person:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sample(image: np.ndarray, tracker: Tracker, timestamp: float, still: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Crop (112, 112, 3), normalised landmarks (478, 3) and pose (3,) of the largest face; None where there is none."""
-    faces = tracker.detect(image, timestamp, still)
-    if not faces:
-        return None
-    face = max(faces, key=lambda f: float(np.prod(f.box[2:] - f.box[:2])))
-    try:
-        pose = geometry.fit_pose(face.landmarks, tracker.scheme)
-    except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
-        return None
-    crop, _ = geometry.crop(image, pose, tracker.scheme)
-    return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)
 
 
 def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:

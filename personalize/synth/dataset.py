@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import geometry
 from ..aus import COLUMNS
+from ..tracks import tracked_sample
 from .person import person_seed
 from .scene import FACE_HEIGHT, SETTINGS, degrade, draw_shrink, known_setting, occlude
 from .world import World
@@ -25,17 +25,6 @@ FIELDS = (
 )  # fmt: skip
 """face_px: height of the face in pixels as filmed. tone: 0-9 on the Monk scale. sex: 0 male, 1 female. age: years. hard: how dark the key
 light's shadows are, 0-0.97. below: whether the key light shines from below. occluded: whether something is in front of the face."""
-
-
-def tracked_sample(image: np.ndarray, tracker: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Crop (112, 112, 3), normalised landmarks (478, 3) and pose (3,) of the largest face in a picture, or None where none is found."""
-    faces = tracker.detect(image, 0.0, True)
-    if not faces:
-        return None
-    face = max(faces, key=lambda f: float(np.prod(f.box[2:] - f.box[:2])))
-    pose = geometry.fit_pose(face.landmarks, tracker.scheme)
-    crop, _ = geometry.crop(image, pose, tracker.scheme)
-    return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)
 
 
 def make_shard(path: Path, split: str, first: int, people: int, each: int, size: int, setting: str = "first") -> int:
