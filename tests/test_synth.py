@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from personalize import geometry
-from personalize.aus import AUS
-from personalize.synth import expression, head
+from personalize.aus import AUS, COLUMNS
+from personalize.synth import dataset, expression, head
 from personalize.synth.person import SPLITS, WRINKLES, au_matrix, controls, person_seed, probes, topology
 from personalize.synth.render import Look, Renderer, Topology, to_srgb
 from personalize.synth.scene import Scene, degrade, occlude
@@ -559,6 +559,19 @@ def test_stills_cover_all_aus_without_pairing_them():
 def test_stills_begin_at_rest(world, people):
     shot = world.stills(people[2], 4, seed=5, neutral=2)
     assert (shot.target[:2] == 0).all() and shot.images.shape == (4, SIZE, SIZE, 3) and shot.images.dtype == np.uint8
+
+
+def test_a_description_leaves_out_what_is_unknown():
+    target = np.random.default_rng(0).uniform(0, 5, (400, len(AUS))).astype(np.float16)
+    target[:, 1] = target[:, 0] + 0.1
+    known = dataset.describe(target)
+    assert f"largest correlations: {COLUMNS[0]}-{COLUMNS[1]} +1.00, " in known
+    # pictures in which an AU was not coded change nothing of what is said of it, nor of its pairs
+    unknown = np.concatenate([target, target])
+    unknown[400:, :2] = np.nan
+    assert dataset.describe(unknown) == known
+    unknown[:, 1] = np.nan
+    assert f"{COLUMNS[1]} nan, " in dataset.describe(unknown) and f"-{COLUMNS[1]} " not in dataset.describe(unknown)
 
 
 def test_cameras_and_things_in_front_are_reproducible(neutral):

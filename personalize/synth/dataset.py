@@ -7,6 +7,7 @@ With ``--setting second`` they are filmed in a way that training never sees, to 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,21 @@ def load(folder: Path, split: str, limit: int | None = None, setting: str = "fir
 
 
 def describe(target: np.ndarray) -> str:
-    """Prevalence (intensity at least 1) of each AU and the largest correlations between AUs, as text."""
-    shown = [f"{c} {p:.2f}" for c, p in zip(COLUMNS, (target >= 1).mean(0), strict=True)]
-    r = np.corrcoef(target.astype(np.float32).T) - np.eye(target.shape[1])
-    worst = np.argsort(-np.abs(np.triu(r)).ravel())[:5]
-    pairs = [f"{COLUMNS[i // len(COLUMNS)]}-{COLUMNS[i % len(COLUMNS)]} {r.ravel()[i]:+.2f}" for i in worst]
-    return "prevalence: " + ", ".join(shown) + "\nlargest correlations: " + ", ".join(pairs)
+    """Prevalence (intensity at least 1) of each AU and the largest correlations between AUs, as text.
+
+    target: (N, K), NaN where unknown; such rows count neither for the AU nor for its pairs. An AU that is nowhere known reads nan.
+    """
+    known, values = ~np.isnan(target), target.astype(np.float64)
+    r = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        present = (target >= 1).sum(0) / known.sum(0)
+        for i, j in itertools.combinations(range(len(COLUMNS)), 2):
+            both = known[:, i] & known[:, j]
+            if both.sum() > 1:
+                r[f"{COLUMNS[i]}-{COLUMNS[j]}"] = np.corrcoef(values[both, i], values[both, j])[0, 1]
+    shown = [f"{c} {p:.2f}" for c, p in zip(COLUMNS, present, strict=True)]
+    worst = sorted((pair for pair in r if not np.isnan(r[pair])), key=lambda pair: -abs(r[pair]))[:5]
+    return "prevalence: " + ", ".join(shown) + "\nlargest correlations: " + ", ".join(f"{pair} {r[pair]:+.2f}" for pair in worst)
 
 
 if __name__ == "__main__":
