@@ -327,7 +327,7 @@ def _finish(name: str, args: argparse.Namespace) -> None:
         raise ConfigError("--resume continues a run with its own clip: leave --identity out.")
     if name == "predict" and args.output is None:
         args.output = f"{Path(args.input.rstrip('/') or '/').stem or 'input'}_aus.csv"
-    if name == "generate" and not (args.aus or args.pose or args.grid or args.driver):
+    if name == "generate" and not (args.aus or args.pose or args.grid or args.driver or args.judge):
         args.grid = "balanced"
     if name.startswith("base "):
         _sources(args)
