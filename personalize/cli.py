@@ -154,6 +154,12 @@ def _base_fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", metavar="DIR", default="runs/base", help="where to write (default: runs/base)")
 
 
+def _generator_fit(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--recipe", metavar="R", default="generator", help="recipe name or YAML file of kind generator (default: generator)")
+    p.add_argument("--data", metavar="DIR", help="folder of rendered pairs (default: rendered into the output)")
+    p.add_argument("--output", metavar="DIR", default="runs/generator", help="where to write (default: runs/generator)")
+
+
 def _data_options(p: argparse.ArgumentParser, what: str) -> None:
     p.add_argument("--data", metavar="SOURCE", action="append", help=what)
     p.add_argument("--fold", metavar="K", type=int, help="official fold, from 1, whose test people are held out of training")
@@ -217,6 +223,7 @@ VERBS: dict[str, Verb] = {
     "plugins show": Verb("a plug-in's options and text", "registry:show_command", _plugins_show),
     "plugins new": Verb("write a working plug-in with its test, to start from", "scaffold:new_command", _plugins_new),
     "base fit": Verb("train the base model", "base:fit_command", _base_fit, True),
+    "generator fit": Verb("train a generator's network on the synthetic world", "pretrain:fit_command", _generator_fit, True),
     "base evaluate": Verb("evaluate the base model", "base:evaluate_command", _base_evaluate, True),
     "report": Verb("write a run's report.html anew", "report:report_command", _report),
     "identities list": Verb("who has a profile", "profile:identities_command", _identities("list", False)),

@@ -213,7 +213,7 @@ def test_circle_and_wrong_kinds(tmp_path: Path) -> None:
     b.write_text("base_recipe: a.yaml\n")
     assert error(lambda: load_recipe(a)) == f"recipe {a}: base_recipe leads back to a.yaml."
     b.write_text("kind: fitt\n")
-    assert error(lambda: load_recipe(b)) == "unknown kind of recipe 'fitt'. Did you mean 'fit'? There is: base, fit."
+    assert error(lambda: load_recipe(b)) == "unknown kind of recipe 'fitt'. Did you mean 'fit'? There is: base, fit, generator."
     b.write_text("kind: base\nbase_recipe: default\n")
     assert error(lambda: load_recipe(b)) == f"recipe {b} is of kind 'base', but the recipe default that it changes is of kind 'fit'."
 

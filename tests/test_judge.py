@@ -214,10 +214,11 @@ class Painter(Generator):
         return [self.answer(r) for r in requests]
 
     def answer(self, request: Request) -> Sample | None:
-        if request.pose is not None and abs(request.pose[1]) > 0.15:
-            return None
         source = request.source or 0
-        view = self.identity.observations[source].view
+        seen = self.identity.observations[source]
+        if request.pose is not None and abs(request.pose[1] - seen.pose[1]) > 0.15:
+            return None
+        view = seen.view
         assert view is not None
         image = view.copy()
         if 6 in request.aus:
