@@ -332,7 +332,7 @@ def _held_out(learned: Samples | None, case: Case) -> dict[str, Any]:
         return {"left_out": "needs labels of this person's frames: --labels CSV"}
     if learned is None:
         return {"left_out": "no picture came through the tracker"}
-    off = {"tracking": {"wandb": "off"}, "buffer": {"shared": False}, "trainer": {"devices": 1}}
+    off: dict[str, dict[str, Any]] = {"tracking": {"wandb": "off"}, "buffer": {"shared": False}, "trainer": {"devices": 1}}
     recipe = {**case.recipe, **{key: {**case.recipe[key], **value} for key, value in off.items()}}
     nothing = np.zeros((len(case.identity.observations), len(AUS)))
     with tempfile.TemporaryDirectory(prefix="personalize-judge-") as folder:
@@ -456,7 +456,9 @@ def bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("pictures a second", figures["cost"]["pictures_per_s"], 30.0, 1),
     ]
     return [
-        {"what": what, "figure": value, "bar": bar, "met": None if np.isnan(value) else bool((value - bar) * sign >= 0)}
+        {"what": what, "figure": None, "bar": bar, "met": None}
+        if np.isnan(value)
+        else {"what": what, "figure": float(value), "bar": bar, "met": bool((value - bar) * sign >= 0)}
         for what, value, bar, sign in asked
     ]
 
@@ -544,18 +546,16 @@ def _is_held(times: np.ndarray) -> np.ndarray:
 def split(identity: Identity, labels: LabelTable) -> tuple[Identity, Held]:
     """The part of a person's frames that the generator may see, and the labelled rest. Raises InputError where a part is empty."""
     observations = identity.observations
-    held = _is_held(np.array([o.timestamp for o in observations]))
-    given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
-    frames, times = np.array([o.frame for o in kept]), np.array([o.timestamp for o in kept])
-    target, known = (
-        labels.align(frames, times, [o.file for o in kept]) if kept else (np.zeros((0, len(AUS))), np.zeros((0, len(AUS)), bool))
-    )
-    if not given or not known.any():
+    times = np.array([o.timestamp for o in observations])
+    held = _is_held(times)
+    target, known = labels.align(np.array([o.frame for o in observations]), times, [o.file for o in observations])
+    if held.all() or not known[held].any():
         raise InputError(f"no label falls on the held-out frames of {identity.name} (two of every five seconds): label more of the clip.")
+    given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
     part = identity.intensity[~held]
     return (
         Identity(identity.name, given, part, find_neutral(given, part), identity.size, identity.scheme, identity.warnings),
-        Held(kept, target, known, labels.occurrence),
+        Held(kept, target[held], known[held], labels.occurrence),
     )
 
 
