@@ -223,7 +223,7 @@ class Session:
         self.evidence: gate.Evidence | None = None
 
     def generate(self, generator: Generator, tracker: Tracker, number: int) -> list[tuple[np.ndarray, str]]:
-        """Make and keep the samples of a round: more of what the clip lacks and the base is weak in, then of what is still held-out error."""
+        """Make and keep the samples of a round: what the clip lacks and the base is weak in, then what is still held-out error."""
         weak = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
             weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)

@@ -16,7 +16,7 @@ from test_generators import identity, polygon, view, view_points
 from personalize.aus import AUS
 from personalize.errors import ConfigError
 from personalize.generators import Request
-from personalize_plugins.generators import _residual, _residual_fit
+from personalize_plugins.generators import _residual_fit
 from personalize_plugins.generators._residual import GLOBAL, HALF, MAPS, SIDE, K, ResidualNet, correct, correct_picture, support
 from personalize_plugins.generators.au_residual import AuResidual, load_net
 from personalize_plugins.generators.mesh_warp import MeshWarp, load_mesh
