@@ -199,6 +199,7 @@ def main() -> None:
     recipes = {n: load_recipe(args.recipe, ["tracking.wandb='off'", *args.overrides, f"generator.name={n}"]) for n in names}
     recipe = next(iter(recipes.values()))
     pairs = [clips_of(1000 * args.seed + i, args.seed, args.seconds) for i in range(args.people)]
+    args.output.mkdir(parents=True, exist_ok=True)
     bench.film([clip for pair in pairs for clip in pair], args.output / "clips", args)
     base = load_base(recipe["base"])
     verifier = load_base(args.verifier) if args.verifier else base
