@@ -432,7 +432,7 @@ def test_batches_that_are_gathered_into_a_step(fit: Run, monkeypatch: pytest.Mon
         (
             ["--generator", "mesh_wrap"],
             "unknown generator 'mesh_wrap'. Did you mean 'mesh_warp'? "
-            "There is: ganimation, mesh_warp, pix2pix, pix2pix_au, pix2pixhd, replay_only.",
+            "There is: au_residual, ganimation, mesh_warp, pix2pix, pix2pix_au, pix2pixhd, replay_only.",
         ),
         (["--name", "../x"], None),
         (["--face", "4"], None),
