@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import __version__, gate, geometry, registry, tracking, ui
@@ -46,6 +49,9 @@ KEEP = 400
 """Frames of a person that are kept: spread over the clip, at most so many, whatever its length."""
 MAX_PEOPLE = 6
 CHECKPOINT_EVERY = 25
+GENERATED_KEPT = 4
+"""Sets of generated samples of a person that are kept for later fits, the newest."""
+GENERATED, SAMPLES = "generated", "samples.safetensors"
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
 
 
@@ -141,15 +147,10 @@ def fit(
         session = Session(base, identity, recipe, run_dir, truth, known)
         pictures: list[tuple[np.ndarray, str]] = []
         generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
-        prepared = False
+        seen_by = {"clip": media.sha256(), "face": face, "base": base.sha256, "tracker": recipe["tracker"]}
         for number in range(recipe["rounds"]):
-            path = work / f"samples-{number}.safetensors"
-            if not path.exists() and recipe["generator"]["samples"] > 0:
-                if not prepared:
-                    generator.prepare(identity, recipe["seed"])
-                    prepared = True
-                drawn = session.generate(generator, tracker, number)
-                pictures += drawn
+            if not (work / f"samples-{number}.safetensors").exists() and recipe["generator"]["samples"] > 0:
+                pictures += session.generate(generator, tracker, number, seen_by)
             (work / f"ready-{number}").touch()
             session.train(number)
             if not session.improved(number):
@@ -221,32 +222,49 @@ class Session:
             self.neutral = neutral_tensors(identity.neutral)
         self.confidence = identity.neutral.confidence if identity.neutral is not None else 0.0
         self.evidence: gate.Evidence | None = None
+        self.prepared = False
 
-    def generate(self, generator: Generator, tracker: Tracker, number: int) -> list[tuple[np.ndarray, str]]:
-        """Make and keep the samples of a round: what the clip lacks and the base is weak in, then what is still held-out error."""
+    def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any]) -> list[tuple[np.ndarray, str]]:
+        """Make the samples of a round, what the clip lacks and the base is weak in, then what is still held-out error; or take those that
+        an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same. Returns some of the pictures."""
         weak = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
             weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
         requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
-        samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
-        if samples is not None:
-            samples.save(self.work / f"samples-{number}.safetensors")
-            self._write_pictures(pictures)
-        return pictures
+        neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
+        made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}
+        key = _digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": __version__})
+        kept = self.run_dir.parent / GENERATED / key
+        if not (kept / SAMPLES).exists():
+            if not self.prepared:
+                generator.prepare(self.identity, self.recipe["seed"])
+                self.prepared = True
+            samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
+            if samples is None:
+                return []
+            temporary = kept.with_suffix(".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._write_pictures(pictures, temporary)
+            samples.save(temporary / SAMPLES)
+            temporary.replace(kept)
+        for picture in sorted(kept.glob("*.png")):
+            (self.run_dir / "samples").mkdir(exist_ok=True)
+            shutil.copy2(picture, self.run_dir / "samples")
+        shutil.copy2(kept / SAMPLES, self.work / f"samples-{number}.safetensors")
+        for old in sorted(kept.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
+            shutil.rmtree(old)
+        return _read_pictures(kept)
 
-    def _write_pictures(self, pictures: list[tuple[np.ndarray, str]]) -> None:
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
-        folder = self.run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        for image, caption in pictures:
+    def _write_pictures(self, pictures: list[tuple[np.ndarray, str]], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (image, caption) in enumerate(pictures):
             info = PngInfo()
+            info.add_text("caption", caption)
             info.add_text(
                 "personalize",
                 f"synthetic picture, {caption}, generated by {self.recipe['generator']['name']} of identity {self.identity.name}",
             )
-            Image.fromarray(image).save(folder / f"{caption.replace(' ', '_')}.png", pnginfo=info)
+            Image.fromarray(image).save(folder / f"{i:02d}_{caption.replace(' ', '_')}.png", pnginfo=info)
 
     def samples(self, number: int) -> tuple[Samples, Samples | None]:
         """Training samples up to a round (generated, neutral frames, labelled frames), and the generated ones that are held out."""
@@ -567,6 +585,19 @@ class Session:
         }
 
 
+def _read_pictures(folder: Path) -> list[tuple[np.ndarray, str]]:
+    """Pictures and captions, as they were written."""
+    out = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            out.append((np.array(picture), str(picture.info["caption"])))
+    return out
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _jsonable(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: _jsonable(v) for k, v in x.items()}
@@ -698,8 +729,8 @@ def fit_command(args: argparse.Namespace) -> int:
     except Exception:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-            if made.parent.is_dir() and not any(made.parent.iterdir()):
-                made.parent.rmdir()
+            if made.parent.is_dir() and {p.name for p in made.parent.iterdir()} <= {GENERATED}:
+                shutil.rmtree(made.parent)
         raise
     _say(result)
     return 0

@@ -28,6 +28,7 @@ from personalize.module import PersonalModule
 from personalize.profile import Profile
 from personalize.reader import without_rest
 from personalize.weights import load_base
+from personalize_plugins.generators.mesh_warp import MeshWarp
 
 K = len(AUS)
 Run = Callable[..., Said]
@@ -124,7 +125,8 @@ def test_what_is_written(unbroken: Path) -> None:
     assert not {p for p in there - pictures if p.split("/")[0] not in ("profile", "metrics.json", "report.html", "recipe.yaml", "logs")}
     assert {p.name for p in unbroken.iterdir()} == {"profile", "metrics.json", "report.html", "recipe.yaml", "logs", "samples"}
     assert sum(p.stat().st_size for p in (unbroken / "profile").iterdir()) < 2e6
-    assert not files(unbroken.parent.parent) - {f"her/v1/{p}" for p in there}
+    beside = files(unbroken.parent.parent) - {f"her/v1/{p}" for p in there}
+    assert {Path(p).parts[:2] for p in beside} == {("her", "generated")} and {Path(p).name for p in beside} >= {"samples.safetensors"}
     profile = Profile.load(unbroken)
     assert profile.name == "her" and profile.adapter == "lora" and profile.delta
     assert profile.gate.shape == (K,) and profile.gate.min() >= 0 and profile.gate.max() <= 1
@@ -158,6 +160,32 @@ def test_the_recipe_that_is_written_gives_the_same_run(
     assert said.code == 0, said.err
     assert_same(tensors(tmp_path / "runs/her/v1"), tensors(unbroken))
     assert Profile.load(tmp_path / "runs/her/v1").gate.tolist() == Profile.load(unbroken).gate.tolist()
+
+
+def test_samples_are_generated_once(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another fit of the same clip takes them from the first; another seed or option of the generator, or a neutral named, does not."""
+    asked: list[int] = []
+    whole = MeshWarp.generate
+
+    def counted(self: MeshWarp, requests: list[Any]) -> list[Any]:
+        asked.append(len(requests))
+        return whole(self, requests)
+
+    monkeypatch.setattr(MeshWarp, "generate", counted)
+    assert fit("optim.max_steps=2").code == 0 and sum(asked) == 12
+    assert fit("optim.max_steps=2").code == 0 and sum(asked) == 12
+    runs = tmp_path / "runs" / "her"
+    assert_same(tensors(runs / "v2"), tensors(runs / "v1"))
+    pictures = {p.name: p.read_bytes() for p in (runs / "v1" / "samples").iterdir()}
+    assert pictures and pictures == {p.name: p.read_bytes() for p in (runs / "v2" / "samples").iterdir()}
+    reports = [json.loads((runs / v / "metrics.json").read_text()) for v in ("v1", "v2")]
+    assert reports[0]["rejected"] == reports[1]["rejected"]
+    for count, words in enumerate((["seed=1"], ["generator.options.shading=false"], ["--neutral", "0.1"]), 2):
+        assert fit("optim.max_steps=2", *words).code == 0 and sum(asked) == 12 * count
+    kept = {p.name for p in (runs / "generated").iterdir()}
+    assert len(kept) == 4
+    assert fit("optim.max_steps=2", "seed=2").code == 0
+    assert len({p.name for p in (runs / "generated").iterdir()} & kept) == 3  # the oldest went
 
 
 def test_another_seed_is_another_run(unbroken: Path, fit: Run, tmp_path: Path) -> None:

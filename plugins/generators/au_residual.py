@@ -7,6 +7,7 @@ one where a clip shows them moving.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,10 @@ class AuResidual(MeshWarp):
         from personalize_plugins.generators import _residual_fit
 
         return _residual_fit.pretrain(recipe, folder, data_folder)
+
+    def content(self) -> str:
+        """Source and weights."""
+        return super().content() + hashlib.sha256(self.weights.read_bytes() if self.weights.is_file() else b"").hexdigest()
 
     def prepare(self, identity: Identity, seed: int) -> None:
         """As mesh_warp, then tuning where it is asked for."""
