@@ -303,11 +303,10 @@ class Session:
         """One round; on every rank. Continues from the round's checkpoint where there is one."""
         recipe = self.recipe
         finished = self.work / f"round-{number}.safetensors"
-        if finished.exists() or recipe["optim"]["max_steps"] == 0:
-            if finished.exists():
-                from safetensors.torch import load_file
+        if finished.exists():
+            from safetensors.torch import load_file
 
-                self.adapter.restore(self.net, load_file(finished))
+            self.adapter.restore(self.net, load_file(finished))
             return
         samples, _ = self.samples(number)
         buffer = self._buffer()
@@ -369,18 +368,14 @@ class Session:
             trainer.strategy.barrier()
 
     @torch.no_grad()
-    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool, branch: str = "") -> np.ndarray:
+    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool) -> np.ndarray:
         out = []
         rest = None
         if neutral and self.neutral is not None:
             rest = net.rest_of(self.neutral["crop"], self.neutral["landmarks"])
         for i in range(0, len(batch["crop"]), 64):
             part = {k: v[i : i + 64] for k, v in batch.items()}
-            off = torch.zeros(len(part["crop"]), dtype=torch.bool)
-            look = net.crop_features(part["crop"])
-            has_landmarks = off if branch == "crop" else part["has_landmarks"]
-            said = net.answer(look, part["landmarks"], has_landmarks, rest, None, off if branch == "landmarks" else None)
-            out.append(said["intensity"].numpy())
+            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)["intensity"].numpy())
         return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
 
     def weigh(self, number: int) -> gate.Evidence:
@@ -395,10 +390,6 @@ class Session:
             tested = (self._read(fresh, t, False), self._read(self.net, t, neutral), t["target"].numpy(), t["mask"].numpy())
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
         readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
-        if bool(frames["has_landmarks"].all()):
-            for branch in ("crop", "landmarks"):
-                readings[f"base_{branch}"] = self._read(fresh, frames, False, branch)
-                readings[f"personal_{branch}"] = self._read(self.net, frames, neutral, branch)
         labelled = None
         if (self.known & self.held[:, None]).any():
             labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
@@ -413,15 +404,14 @@ class Session:
         better = score > self.score + 0.005
         if score > self.score:
             self.score, self.evidence = score, evidence
-            self.delta = self.adapter.delta(self.net) if self.recipe["optim"]["max_steps"] > 0 else {}
+            self.delta = self.adapter.delta(self.net)
         return better
 
     def finish(
         self, media: Media, found: Collected, notes: list[str], consent: str, pictures: list[tuple[np.ndarray, str]], started: float
     ) -> FitResult:
         """Open the gates, write profile, metrics, recipe and report; drop the work folder."""
-        if self.recipe["optim"]["max_steps"] > 0:
-            self.adapter.restore(self.net, self.delta)
+        self.adapter.restore(self.net, self.delta)
         self.net.eval()
         assert self.evidence is not None
         settings = self.recipe["gate"]
@@ -746,8 +736,8 @@ def _say(result: FitResult) -> None:
     rows = []
     for k, c in enumerate(COLUMNS):
         e = result.evidence[c]
-        rows.append([c, float(result.profile.gate[k]), e["gain"], e["agreement"], e["consensus"]])
-    ui.table("Gates and their evidence", ["AU", "gate", "gain on held-out samples", "agreement with base", "consensus of branches"], rows)
+        rows.append([c, float(result.profile.gate[k]), e["gain"], e["agreement"]])
+    ui.table("Gates and their evidence", ["AU", "gate", "gain on held-out samples", "agreement with base"], rows)
     run = result.run_dir
     ui.info(f"profile: {run / 'profile'}; report: {run / 'report.html'}")
     ui.info(f"next: personalize predict --input CLIP --profile {run.parent}")

@@ -1,14 +1,14 @@
 """Do no harm: how far each AU of the personal model may replace the base's, on the evidence of this clip alone.
 
-Three witnesses are heard for each AU, none of which the training saw:
+Two witnesses are heard for each AU, neither of which the training saw:
 
 ``gain``       on held-out samples of the person: the share of the base's error that is gone, (MAE_base - MAE_personal) / MAE_base.
 ``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement, a personal
-               model that sees another one is more likely wrong than the base.
-``consensus``  on the clip's own frames: correlation of the crop branch with the landmark branch, personal minus base. The branches err
-               differently, so a change that makes them agree less is no improvement.
+               model that sees another one is more likely wrong than the base; and where the base is known to read well, so it is when the
+               clip shows little.
 
-With labels a fourth is heard and outweighs the others: the error on labelled held-out frames.
+With labels a third is heard and outweighs the others: the error on labelled held-out frames. That the crop and the landmark branch agree
+more than before says nothing: on people with known truth the AUs in which they came to agree less gained more than the others.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ class Evidence:
 
     gain: np.ndarray
     agreement: np.ndarray
-    consensus: np.ndarray
     moves: np.ndarray
     labelled: np.ndarray
 
     def rows(self) -> dict[str, dict[str, float]]:
         """By AU column, for the report."""
-        names = ("gain", "agreement", "consensus", "moves", "labelled")
+        names = ("gain", "agreement", "moves", "labelled")
         return {c: {n: float(getattr(self, n)[k]) for n in names} for k, c in enumerate(COLUMNS)}
 
 
@@ -58,20 +57,14 @@ def hear(
 ) -> Evidence:
     """Collect the evidence.
 
-    held_out, labelled: (base, personal, target, known), (N, K) each, or None. frames: (N, K) readings of the clip's own frames by name:
-    'base', 'personal', and by one branch alone 'base_crop', 'base_landmarks', 'personal_crop', 'personal_landmarks' (absent without mesh).
+    held_out, labelled: (base, personal, target, known), (N, K) each, or None. frames: (N, K) readings of the clip's own frames, 'base' and
+    'personal'.
     """
     nothing = np.full(len(AUS), np.nan)
     few = len(frames["base"]) < 12
-    consensus = nothing
-    if not few and "base_landmarks" in frames:
-        consensus = _correlation(frames["personal_crop"], frames["personal_landmarks"]) - _correlation(
-            frames["base_crop"], frames["base_landmarks"]
-        )
     return Evidence(
         gain=nothing if held_out is None else _relative_gain(*held_out),
         agreement=nothing if few else _correlation(frames["personal"], frames["base"]),
-        consensus=consensus,
         moves=frames["base"].std(0) if len(frames["base"]) else np.zeros(len(AUS)),
         labelled=nothing if labelled is None else _relative_gain(*labelled),
     )
@@ -88,17 +81,16 @@ def opening(
 
     confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
     as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
-    0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well there is little to gain,
-    two good readings must agree closely, and more agreement is asked for.
+    0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well, two good readings must
+    agree closely, more agreement is asked for, and a movement counts that is hardly one.
     """
     known = np.clip(np.nan_to_num(reliability), 0, 1)
     shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
     wide = np.maximum(open_agreement, np.minimum(shut + 0.1, 0.99))
     clear = np.clip((evidence.moves - 0.15) / 0.35, 0, 1)
+    slight = np.clip((evidence.moves - 0.02) / 0.08, 0, 1) * np.clip((known - 0.2) / 0.3, 0, 1)
     heard = np.where(np.isnan(evidence.agreement), 1.0, np.clip((evidence.agreement - shut) / (wide - shut), 0, 1))
-    agree = 1 - clear * (1 - heard)
+    agree = 1 - np.maximum(clear, slight) * (1 - heard)
     gain = _ramp(evidence.gain, -0.05, 0.05, 0.5)
-    consensus = _ramp(evidence.consensus, -0.35, -0.1, 1.0)
-    gate = confidence * gain * agree * consensus
     judged = ~np.isnan(evidence.labelled)
-    return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), gate).astype(np.float32)
+    return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), confidence * gain * agree).astype(np.float32)

@@ -149,11 +149,35 @@ def test_loss_counts_in_units_of_the_guides_error() -> None:
     batch["target"] = batch["guide"] * 0.5
     own = _residual_fit.picture_loss(batch["guide"], batch)
     off = batch["guide"] - batch["target"]
-    error = off.abs().mean((1, 2, 3)) + off.diff(dim=-1).abs().mean((1, 2, 3)) + off.diff(dim=-2).abs().mean((1, 2, 3))
+    fine = _residual_fit.texture(batch["guide"]) - _residual_fit.texture(batch["target"])
+    error = off.abs().mean((1, 2, 3)) + 4 * fine.abs().mean((1, 2, 3))
     torch.testing.assert_close(own, error.sqrt())
     assert float(_residual_fit.picture_loss(batch["target"], batch).max()) == 0
     batch["changes"][:, AU6] = 1
     torch.testing.assert_close(_residual_fit.picture_loss(batch["guide"], batch), (5 * error).sqrt())
+
+
+def test_a_fold_beside_its_place_is_better_than_none() -> None:
+    """Which plain L1 denies: wiped out it costs half of what it costs in the wrong place."""
+    flat = torch.full((1, 3, 96, 96), 0.5)
+    folds = [flat.clone(), flat.clone()]
+    for picture, row in zip(folds, (48, 51), strict=True):
+        picture[..., row, 20:76] = 0.3
+    batch = {"guide": flat, "target": folds[0], "changes": torch.zeros(1, K, 48, 48)}
+    beside, none = (float(_residual_fit.picture_loss(x, batch)) for x in (folds[1], flat))
+    assert beside < none
+    beside, none = (float(_residual_fit.picture_loss(x, batch, fine=0.0)) for x in (folds[1], flat))
+    assert beside > 1.9 * none
+
+
+def test_texture_is_signed_and_local() -> None:
+    picture = torch.full((1, 3, 90, 90), 0.5)
+    assert float(_residual_fit.texture(picture).abs().max()) < 1e-6
+    picture[..., 30, 30] = 0.0
+    dark = _residual_fit.texture(picture)[0, 1]
+    assert float(dark.max()) == pytest.approx(0.5 * 24 / 25 / 81, rel=1e-4)
+    rows, columns = torch.nonzero(dark > 1e-6, as_tuple=True)
+    assert int(rows.min()) * 3 >= 20 and int(rows.max()) * 3 <= 32 and int(columns.max()) * 3 <= 32
 
 
 def written(folder: Path, net: ResidualNet) -> Path:
@@ -200,7 +224,7 @@ def test_generator_fit_from_end_to_end(command: Callable[..., Said], tmp_path: P
     assert said.code == 0 and said.err[-1].startswith(f"wrote {tmp_path}/au_residual.safetensors")
     card = json.loads((tmp_path / "au_residual.json").read_text())
     assert card["data"].startswith("6 pairs of rendered pictures of 2 people")
-    assert set(card["validation"]["mean"]) == {"error", "guide"}
+    assert set(card["validation"]["mean"]) == {"error", "guide_error", "texture", "guide_texture"}
     assert load_net(tmp_path / "au_residual.safetensors").config == {"widths": [8, 8, 8], "said": 64}
     pairs = _residual_fit.Pairs(tmp_path / "pairs", "train")
     batch = pairs.__getitems__([0, 1, 2])
