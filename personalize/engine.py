@@ -714,16 +714,25 @@ def fit_command(args: argparse.Namespace) -> int:
         (run_dir / "work" / "arguments.json").write_text(json.dumps(saved))
         save_recipe(recipe, run_dir / "work" / "recipe.yaml")
     args.run_dir = run_dir
+    before = _generated(run_dir)
     try:
         result = fit(media, recipe, run_dir, saved["name"], labels, saved["neutral"], saved["face"], saved["consent"])
     except Exception:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-            if made.parent.is_dir() and {p.name for p in made.parent.iterdir()} <= {GENERATED}:
-                shutil.rmtree(made.parent)
+            for new in _generated(run_dir) - before:
+                shutil.rmtree(new, ignore_errors=True)
+            for folder in (made.parent / GENERATED, made.parent):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         raise
     _say(result)
     return 0
+
+
+def _generated(run_dir: Path) -> set[Path]:
+    """The sets of samples that are kept of a run's person."""
+    return set((run_dir.parent / GENERATED).glob("*"))
 
 
 def _name_of(identity: str) -> str:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from conftest import Said
 from safetensors.torch import save_file
-from test_generators import identity, polygon, view, view_points
+from test_generators import filmed, identity, polygon, view, view_points
 
 from personalize.aus import AUS
 from personalize.errors import ConfigError
 from personalize.generators import Request
+from personalize.identity import Identity
 from personalize_plugins.generators import _residual_fit
 from personalize_plugins.generators._residual import GLOBAL, HALF, MAPS, SIDE, K, ResidualNet, correct, correct_picture, support
 from personalize_plugins.generators.au_residual import WEIGHTS, AuResidual, load_net
@@ -203,6 +204,30 @@ def test_generated_pictures_are_the_warped_ones_corrected(tmp_path: Path) -> Non
     assert np.array_equal(pictures[0][away], pictures[1][away])
     rest = generator.generate([Request({}, request[0].pose, 0)])[0]
     assert rest is not None and np.array_equal(rest.image, view())
+
+
+def test_tuning_brings_pictures_nearer_to_the_person_in_motion() -> None:
+    """A clip in which the chin is raised teaches how this chin is raised; one without movement teaches nothing."""
+    calm = identity()
+    aus = np.zeros((10, K), np.float32)
+    aus[:, AU17] = np.linspace(3, 5, 10)
+    moved = filmed(aus)
+    both = Identity(calm.name, [*calm.observations, *moved], np.concatenate([calm.intensity, aus]), calm.neutral, calm.size)
+    pose = tuple(float(a) for a in calm.observations[0].pose)
+    wanted = moved[-1].view
+    assert wanted is not None
+
+    def error(person: Identity, steps: int) -> float:
+        generator = AuResidual(gain_spread=0.0, tune_steps=steps)
+        generator.prepare(person, 0)
+        sample = generator.generate([Request({17: 5.0}, pose, 0)])[0]  # type: ignore[arg-type]
+        assert sample is not None
+        chin = polygon(view_points()[[57, 186, 164, 410, 287, 365, 152, 136]])
+        return float(np.abs(sample.image.astype(float) - wanted)[chin].mean())
+
+    before = error(both, 0)
+    assert error(both, 20) < 0.99 * before
+    assert error(calm, 20) == pytest.approx(error(calm, 0), abs=1e-9)
 
 
 def test_unreadable_weights_are_one_line(tmp_path: Path) -> None:

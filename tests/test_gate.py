@@ -36,11 +36,11 @@ def evidence() -> Callable[..., Evidence]:
         # Nobody has anything to say: half at most.
         ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 1.0, 0.5),
         ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 0.4, 0.2),
-        # Worse on held-out samples: shut. No change: half.
-        ({"gain": -0.05}, 1.0, 0.0),
+        # Clearly worse on held-out samples: shut. No change: open.
+        ({"gain": -0.3}, 1.0, 0.0),
         ({"gain": -2.0}, 1.0, 0.0),
-        ({"gain": 0.0}, 1.0, 0.5),
-        ({"gain": 0.025}, 1.0, 0.75),
+        ({"gain": -0.15}, 1.0, 0.5),
+        ({"gain": 0.0}, 1.0, 1.0),
         # Another movement than the base sees, clearly: shut; where the base sees none, it does not matter.
         ({"agreement": 0.5}, 1.0, 0.0),
         ({"agreement": -1.0}, 1.0, 0.0),

@@ -45,20 +45,25 @@ def observe(image: np.ndarray, frame: int = 0) -> Observation:
 @cache
 def identity() -> Identity:
     """A rendered person at rest, from the front and turned by 12 degrees."""
+    zeros = np.zeros((2, len(AUS)), np.float32)
+    found = filmed(zeros, turned=1)
+    neutral = Neutral(np.array([0]), found[0].crop[None], found[0].landmarks, 1.0)
+    return Identity("someone", found, zeros, neutral, (320, 320))
+
+
+def filmed(aus: np.ndarray, turned: int = -1) -> list[Observation]:
+    """That person with other AUs, (N, K), in the same light, from the front; the frame ``turned`` by 12 degrees."""
     from personalize.synth.person import controls
     from personalize.synth.scene import Scene
     from personalize.synth.world import World
 
-    person = World.person("train", 2)
-    pose = np.array([[0, 0, 0.1], [0, 0.21, 0]], np.float32)
-    scene = Scene.sample(np.random.default_rng(5))
-    zeros = np.zeros((2, len(AUS)), np.float32)
-    shot = next(
-        World(size=320).render(person, zeros, np.zeros((2, len(controls()[0])), np.float32), pose, np.zeros((2, 2), np.float32), [scene])
-    )
-    found = [observe(image, i) for i, image in enumerate(shot.images)]
-    neutral = Neutral(np.array([0]), found[0].crop[None], found[0].landmarks, 1.0)
-    return Identity("someone", found, zeros, neutral, (320, 320))
+    n = len(aus)
+    pose = np.tile(np.array([0, 0, 0.1], np.float32), (n, 1))
+    if turned >= 0:
+        pose[turned] = 0, 0.21, 0
+    scene, still = Scene.sample(np.random.default_rng(5)), np.zeros((n, len(controls()[0])), np.float32)
+    shot = next(World(size=320).render(World.person("train", 2), aus, still, pose, np.zeros((n, 2), np.float32), [scene], batch=n))
+    return [observe(image, i) for i, image in enumerate(shot.images)]
 
 
 def make(aus: dict[int, float], seed: int = 0, pose: tuple[float, float, float] | None = None, **options: Any) -> Sample:
