@@ -106,7 +106,7 @@ def bench_command(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     """The jobs. Raises ConfigError for unknown recipes, keys and generators before anything is rendered."""
     from .base import load_base
-    from .config import load_recipe
+    from .config import digest, load_recipe
 
     if args.seed > 900:
         raise ConfigError(f"--seed must be at most 900, not {args.seed}.")
@@ -138,13 +138,9 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
         keys = {BASE: [*common, any_recipe["tracker"], any_recipe["base"]]}
         keys |= {name: [*common, [c.key for c in others], recipe] for name, recipe in recipes.items()}
         name = f"person{support.person:04d}"
-        parts = {part: folder / "people" / f"{name}_{part}_{_hash(key)}.json" for part, key in keys.items()}
+        parts = {part: folder / "people" / f"{name}_{part}_{digest(key)}.json" for part, key in keys.items()}
         jobs.append(Job(name, folder, support, query, others, recipes, parts))
     return jobs
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=1)

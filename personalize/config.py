@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -237,6 +239,11 @@ def recipes() -> dict[str, str]:
             first = file.read_text(encoding="utf-8").split("\n", 1)[0]
             found[file.name.removesuffix(".yaml")] = first.lstrip("# ").rstrip() if first.startswith("#") else ""
     return found
+
+
+def digest(content: Any) -> str:
+    """Twelve hex digits that name what something was made by: the same content, whatever the order of its keys, the same name."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from . import __version__, gate, geometry, registry, tracking, ui
 from .aus import AUS, COLUMNS
 from .base import Base, load_base
 from .buffers import ReplayBuffer
-from .config import load_recipe, save_recipe
+from .config import digest, load_recipe, save_recipe
 from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError
 from .faces import Observation, Tracker
@@ -233,7 +232,7 @@ class Session:
         requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
         neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
         made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}
-        key = _digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": __version__})
+        key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": __version__})
         kept = self.run_dir.parent / GENERATED / key
         if not (kept / SAMPLES).exists():
             if not self.prepared:
@@ -582,10 +581,6 @@ def _read_pictures(folder: Path) -> list[tuple[np.ndarray, str]]:
         with Image.open(path) as picture:
             out.append((np.array(picture), str(picture.info["caption"])))
     return out
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _jsonable(x: Any) -> Any:

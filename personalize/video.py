@@ -65,6 +65,7 @@ class Media:
     duration: float | None = None
     files: list[Path] = field(default_factory=list)
     _warned: set[str] = field(default_factory=set)
+    _sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -78,12 +79,14 @@ class Media:
 
     def sha256(self) -> str:
         """Of the file; of a folder, of its pictures one after the other, in order."""
-        digest = hashlib.sha256()
-        for path in self.files or [self.path]:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        if not self._sha256:  # a long clip is read through once for it
+            digest = hashlib.sha256()
+            for path in self.files or [self.path]:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            self._sha256 = digest.hexdigest()
+        return self._sha256
 
     def frames(self) -> Iterator[Frame]:
         """Decodes from the start; may be called again. Raises InputError where nothing can be decoded."""
