@@ -26,6 +26,7 @@ from .aus import AUS, COLUMNS
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
 from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
+from .errors import ConfigError
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
 from .weights import SHIPPED, Base, load_base, save_base
@@ -225,6 +226,26 @@ def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
     net.shift_std.copy_(torch.from_numpy(shift.std(0).clip(0.004) + 0.004))
 
 
+def first_weights(recipe: dict[str, Any], train: dict[str, np.ndarray]) -> AUNet:
+    """The network that training starts from: random weights, or those of the base that the recipe's ``start`` names, as they were
+    standardised. Raises ConfigError where that is another network than the recipe's."""
+    if not recipe["start"]:
+        net = AUNet(**recipe["model"])
+        standardise(net, train)
+        return net
+    started = load_base(recipe["start"])
+    wanted, found = AUNet(**recipe["model"]).config, started.net.config
+    other = [key for key in wanted if key != "landmark_share" and wanted[key] != found[key]]
+    if other:
+        raise ConfigError(
+            f"start: base model '{started.name}' has another network than model.{other[0]} of the recipe asks for: set it as in its card, "
+            f"or leave start empty."
+        )
+    net = AUNet(**recipe["model"])
+    net.load_state_dict({**started.net.state_dict(), "landmark_share": net.landmark_share})
+    return net
+
+
 def fit(
     recipe: dict[str, Any],
     folder: Path,
@@ -256,8 +277,7 @@ def fit(
     train, validation = data.train_arrays(), data.validation_arrays()
     for line in dataset.describe(intensities(train)).splitlines():
         ui.info(line)
-    net = AUNet(**recipe["model"])
-    standardise(net, train)
+    net = first_weights(recipe, train)
 
     def run(module: BaseModule, people: int, epochs: int, pictures: bool) -> AUNet:
         trainer = L.Trainer(

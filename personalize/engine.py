@@ -530,10 +530,9 @@ class Session:
 
     def _offsets(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
         """(K,) see :func:`offsets_at`; 0 without a neutral."""
-        found = self.identity.neutral
-        if found is None or self.neutral is None:
+        if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        frames = batch_of([self.identity.observations[int(i)] for i in found.indices])
+        frames = batch_of(self.identity.observations)
         read = blend(self._read(self.base.net, frames, False), self._read(self.net, frames, True), opened, trust, np.zeros(len(AUS)))
         return offsets_at(read, self.confidence)
 

@@ -83,7 +83,8 @@ def opening(
     confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
     as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
     0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well, two good readings must
-    agree closely, more agreement is asked for, and a movement counts that is hardly one.
+    agree closely, more agreement is asked for, and a movement counts that is hardly one. Where there are no labels, the three
+    are multiplied and decided on: a product of 0.25 leaves a gate shut, one of 0.75 opens it.
     """
     known = np.clip(np.nan_to_num(reliability), 0, 1)
     shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
@@ -94,4 +95,6 @@ def opening(
     agree = 1 - np.maximum(clear, slight) * (1 - heard)
     gain = _ramp(evidence.gain, -0.3, 0.0, 0.5)
     judged = ~np.isnan(evidence.labelled)
-    return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), confidence * gain * agree).astype(np.float32)
+    # A mixture of two readings was worse on validation people than either: weak evidence changes nothing, good evidence everything.
+    decided = _ramp(confidence * gain * agree, 0.25, 0.75, 0.0)
+    return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), decided).astype(np.float32)

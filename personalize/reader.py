@@ -20,8 +20,9 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_MARGIN = 1.5
-"""Readings up to so many times what the neutral frames read are at most halved: a face at rest trembles."""
+REST_SHARE, REST_MARGIN, REST_MOST = 0.65, 1.6, 1.2
+"""An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below are at most
+halved, but never those above so much. Chosen on validation people (docs/results.md)."""
 
 
 @dataclass
@@ -124,15 +125,17 @@ def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.nd
 
 
 def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N, K) intensities y as y^3 / (y^2 + o^2), ``offsets`` o (K,): readings near o shrink to half and below it faster, high ones stay.
+    """(N, K) intensities y as y^5 / (y^4 + o^4), ``offsets`` o (K,): readings of o shrink to half and lower ones faster, high ones stay.
 
     Strictly rising in y, so it can change no order of a person's frames, unlike subtracting and cutting at zero, which throws away whatever
     is below the offset.
     """
     y = np.asarray(intensity, np.float64)
-    return (y**3 / np.maximum(y**2 + np.asarray(offsets, np.float64) ** 2, 1e-12)).astype(np.float32)
+    return (y**5 / np.maximum(y**4 + np.asarray(offsets, np.float64) ** 4, 1e-12)).astype(np.float32)
 
 
 def offsets_at(readings: np.ndarray, confidence: float) -> np.ndarray:
-    """(K,) offsets for :func:`without_rest` from what is read in the neutral frames (M, K), as far as the neutral can be trusted, 0-1."""
-    return np.asarray(REST_MARGIN * confidence * np.median(readings, axis=0), np.float32)
+    """(K,) offsets for :func:`without_rest` from what is read in the frames of a person's clip (N, K), as far as the clip is known to show
+    the face at rest (confidence of its neutral, 0-1)."""
+    below = np.quantile(readings, REST_SHARE, axis=0)
+    return np.asarray(confidence * np.minimum(REST_MARGIN * below, REST_MOST), np.float32)

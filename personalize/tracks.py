@@ -366,9 +366,9 @@ def observe(
     builder = TrackBuilder()
     mesh = tracker.scheme == "mesh478"
     tracker.reset()
-    for frame in media.frames():
+    for frame, detected in _detected(media, tracker):
         faces, poses, points, shapes = [], [], [], []
-        for face in tracker.detect(frame.image, frame.timestamp, media.still):
+        for face in detected:
             try:
                 pose = geometry.fit_pose(face.landmarks, tracker.scheme)
             except (ValueError, np.linalg.LinAlgError):
@@ -410,6 +410,14 @@ def observe(
             main = survey.identity()
             seen = [o for o in seen if o.face_id == main]
         yield frame, seen
+
+
+def _detected(media: Media, tracker: Tracker) -> Iterator[tuple[Frame, list[Face]]]:
+    """Frames with the tracker's faces. Decoding and tracking, the slowest stages, have a thread each and run a few frames ahead."""
+    with Prefetch(media.frames(), depth=4) as frames:
+        found = ((frame, tracker.detect(frame.image, frame.timestamp, media.still)) for frame in frames)
+        with Prefetch(found, depth=4) as ahead:
+            yield from ahead
 
 
 def tracked_sample(

@@ -13,8 +13,10 @@ from conftest import Said
 
 from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
-from personalize.base import BaseModule, TopModule, best_thresholds, read_renders, scores, views_of
+from personalize.base import BaseModule, TopModule, best_thresholds, first_weights, read_renders, scores, views_of
+from personalize.config import load_recipe
 from personalize.datasets.mixing import mixed_loss
+from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
 from personalize.weights import load_base
@@ -222,3 +224,24 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     assert set(table) == {"plain", "neutral"} and set(table["plain"]) == {*COLUMNS, "mean"}
     card = base.card["validation"]["fused"]["AU12"]["mae"]
     assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
+
+
+def test_training_starts_from_a_base_that_is_there() -> None:
+    shipped = load_base().net
+    recipe = load_recipe("base", ["start=base-s"])
+    recipe["model"]["landmark_share"] = 0.1
+    net = first_weights(recipe, {})
+    assert net.landmark_share.tolist() == pytest.approx([0.1] * K), "the recipe's own"
+    for name, value in shipped.state_dict().items():
+        assert name == "landmark_share" or torch.equal(net.state_dict()[name], value), name
+    data = made()
+    fresh = first_weights({**recipe, "start": ""}, data)
+    assert torch.allclose(fresh.landmark_mean, torch.from_numpy(data["landmarks"].astype(np.float32)).mean(0), atol=1e-3)
+    with pytest.raises(ConfigError) as error:
+        first_weights(load_recipe("base", ["start=base-s", "model.width=64"]), {})
+    assert str(error.value) == (
+        "start: base model 'base-s' has another network than model.width of the recipe asks for: "
+        "set it as in its card, or leave start empty."
+    )
+    with pytest.raises(ProfileError, match="no base model at nowhere.safetensors"):
+        first_weights(load_recipe("base", ["start=nowhere"]), {})

@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 
 from personalize.aus import AUS, COLUMNS
 from personalize.gate import Evidence, hear, opening
-from personalize.reader import blend, without_rest
+from personalize.reader import blend, offsets_at, without_rest
 
 K = len(AUS)
 
@@ -31,15 +31,20 @@ def evidence() -> Callable[..., Evidence]:
     ("given", "confidence", "expected"),
     [
         ({}, 1.0, 1.0),
-        ({}, 0.6, 0.6),
+        ({}, 0.6, 0.7),
         ({}, 0.0, 0.0),
+        # Evidence is decided on: up to a quarter changes nothing, from three quarters on all.
+        ({}, 0.75, 1.0),
+        ({}, 0.25, 0.0),
+        ({}, 0.3, 0.1),
         # Nobody has anything to say: half at most.
         ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 1.0, 0.5),
-        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 0.4, 0.2),
+        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 0.4, 0.0),
         # Clearly worse on held-out samples: shut. No change: open.
         ({"gain": -0.3}, 1.0, 0.0),
         ({"gain": -2.0}, 1.0, 0.0),
         ({"gain": -0.15}, 1.0, 0.5),
+        ({"gain": -0.18}, 1.0, 0.3),
         ({"gain": 0.0}, 1.0, 1.0),
         # Another movement than the base sees, clearly: shut; where the base sees none, it does not matter.
         ({"agreement": 0.5}, 1.0, 0.0),
@@ -150,7 +155,7 @@ def test_blend_is_its_formula() -> None:
             move = float(given["personal"][i, k]) - b
             move = max(-given["trust"][k], min(given["trust"][k], move))
             y = min(max(b + given["gate"][k] * move, 0), 5)
-            assert out[i, k] == pytest.approx(y**3 / (y**2 + given["offsets"][k] ** 2), abs=1e-5)
+            assert out[i, k] == pytest.approx(y**5 / (y**4 + given["offsets"][k] ** 4), abs=1e-5)
 
 
 def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
@@ -160,6 +165,17 @@ def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
     assert (np.diff(out[4:], axis=0) > 0).all() and (out >= 0).all() and (out <= y + 1e-6).all()
     assert np.allclose(out[:, 0], y[:, 0], atol=1e-6), "no offset, no change"
     assert np.allclose(without_rest(offsets[None, 1:], offsets[1:]), offsets[1:] / 2), "at the offset: half"
+
+
+def test_what_is_read_two_thirds_of_the_time_is_rest() -> None:
+    readings = np.zeros((101, K))
+    readings[:, 0] = np.linspace(0, 1, 101)  # 0.65 is what 65 % of the frames stay below
+    readings[:, 1] = 5.0 * (np.arange(101) > 60)  # a frown of two fifths of the clip
+    readings[:, 2] = 5.0 * (np.arange(101) > 70)
+    for confidence in (1.0, 0.4):
+        found = offsets_at(readings, confidence)
+        assert found[:3] == pytest.approx([confidence * 1.6 * 0.65, confidence * 1.2, 0.0], abs=1e-6)
+    assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
 
 
 def test_a_shut_gate_gives_exactly_the_base() -> None:
