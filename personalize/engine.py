@@ -415,9 +415,9 @@ class Session:
         assert self.evidence is not None
         settings = self.recipe["gate"]
         confidence = self.confidence if self.neutral is not None else 1.0
-        opened = gate.opening(
-            self.evidence, confidence, self.base.reliability(), settings["closed_agreement"], settings["open_agreement"]
-        ) * min(settings["open"], 1.0)
+        known = self.base.reliability(), self.base.promise()
+        opened = gate.opening(self.evidence, confidence, *known, settings["closed_agreement"], settings["open_agreement"])
+        opened = opened * min(settings["open"], 1.0)
         trust = np.full(len(AUS), settings["trust"], np.float32)
         neutral: dict[str, Tensor] = {}
         if self.neutral is not None and self.identity.neutral is not None:

@@ -1,14 +1,16 @@
-"""Do no harm: how far each AU of the personal model may replace the base's, on the evidence of this clip alone.
+"""Do no harm: how far each AU of the personal model may replace the base's, on the evidence of this clip and of people with known truth.
 
-Two witnesses are heard for each AU, neither of which the training saw:
+Three witnesses are heard for each AU, none of which the training saw:
 
 ``gain``       on held-out samples of the person: the share of the base's error that is gone, (MAE_base - MAE_personal) / MAE_base. On
                people with known truth a small loss there says little about their frames: it takes a clear one to shut a gate.
 ``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement, a personal
                model that sees another one is more likely wrong than the base; and where the base is known to read well, so it is when the
                clip shows little.
+``promise``    of the base: how much better it reads this AU of validation people whose neutral it knows. Where that tells it hardly
+               anything, nor does a clip.
 
-With labels a third is heard and outweighs the others: the error on labelled held-out frames. That the crop and the landmark branch agree
+With labels a fourth is heard and outweighs the others: the error on labelled held-out frames. That the crop and the landmark branch agree
 more than before says nothing: on people with known truth the AUs in which they came to agree less gained more than the others.
 """
 
@@ -76,15 +78,21 @@ def _ramp(x: np.ndarray, zero: float, one: float, missing: float) -> np.ndarray:
 
 
 def opening(
-    evidence: Evidence, confidence: float, reliability: np.ndarray, closed_agreement: float = 0.5, open_agreement: float = 0.85
+    evidence: Evidence,
+    confidence: float,
+    reliability: np.ndarray,
+    promise: np.ndarray,
+    closed_agreement: float = 0.5,
+    open_agreement: float = 0.85,
 ) -> np.ndarray:
     """(K,) 0-1, how far each gate opens.
 
     confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
     as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
     0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well, two good readings must
-    agree closely, more agreement is asked for, and a movement counts that is hardly one. Where there are no labels, the three
-    are multiplied and decided on: a product of 0.25 leaves a gate shut, one of 0.75 opens it.
+    agree closely, more agreement is asked for, and a movement counts that is hardly one. promise: (K,) share of the base's error there
+    (1 - ICC) that a known neutral takes away. Where there are no labels, all are multiplied and decided on: a product of 0.25 leaves a gate
+    shut, one of 0.75 opens it.
     """
     known = np.clip(np.nan_to_num(reliability), 0, 1)
     shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
@@ -96,5 +104,5 @@ def opening(
     gain = _ramp(evidence.gain, -0.3, 0.0, 0.5)
     judged = ~np.isnan(evidence.labelled)
     # A mixture of two readings was worse on validation people than either: weak evidence changes nothing, good evidence everything.
-    decided = _ramp(confidence * gain * agree, 0.25, 0.75, 0.0)
+    decided = _ramp(confidence * gain * agree * _ramp(promise, 0.0, 0.04, 1.0), 0.25, 0.75, 0.0)
     return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), decided).astype(np.float32)

@@ -38,8 +38,17 @@ class Base:
 
     def reliability(self) -> np.ndarray:
         """(K,) ICC of each AU on validation people, from the card; 0 where the card has none."""
-        table = self.card.get("validation", {}).get("fused", {})
-        return np.array([table.get(column(au), {}).get("icc", 0.0) for au in AUS], np.float32)
+        return np.nan_to_num(self._icc("fused"))
+
+    def promise(self) -> np.ndarray:
+        """(K,) share of the error (1 - ICC) on validation people that is gone when their neutral is known; NaN where unknown."""
+        alone = self._icc("fused")
+        return (self._icc("fused+neutral") - alone) / np.maximum(1 - alone, 1e-3)
+
+    def _icc(self, mode: str) -> np.ndarray:
+        """(K,) ICC on validation people from the card, NaN where it has none."""
+        table = self.card.get("validation", {}).get(mode, {})
+        return np.array([table.get(column(au), {}).get("icc", np.nan) for au in AUS], np.float32)
 
     def fresh(self) -> AUNet:
         """A copy of the network, free to adapt."""

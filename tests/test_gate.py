@@ -12,6 +12,7 @@ from scipy.stats import pearsonr
 from personalize.aus import AUS, COLUMNS
 from personalize.gate import Evidence, hear, opening
 from personalize.reader import blend, offsets_at, without_rest
+from personalize.weights import Base, load_base
 
 K = len(AUS)
 
@@ -60,7 +61,7 @@ def evidence() -> Callable[..., Evidence]:
     ],
 )
 def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], confidence: float, expected: float) -> None:
-    opened = opening(evidence(**given), confidence, np.zeros(K))
+    opened = opening(evidence(**given), confidence, np.zeros(K), np.ones(K))
     assert opened.shape == (K,) and opened.dtype == np.float32
     np.testing.assert_allclose(opened, expected, atol=1e-6)
 
@@ -68,15 +69,34 @@ def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], con
 def test_every_gate_is_its_own(evidence: Callable[..., Evidence]) -> None:
     seen = evidence()
     seen.gain[3], seen.labelled[5] = -1.0, -1.0
-    shut = opening(seen, 1.0, np.zeros(K)) == 0
+    shut = opening(seen, 1.0, np.zeros(K), np.ones(K)) == 0
     assert np.flatnonzero(shut).tolist() == [3, 5]
+
+
+def test_what_a_neutral_does_not_tell_nor_does_a_clip(evidence: Callable[..., Evidence]) -> None:
+    promise = np.full(K, 0.2)
+    promise[:6] = [-0.1, 0.0, 0.01, 0.02, 0.04, np.nan]  # NaN: a base whose card does not say
+    opened = opening(evidence(), 1.0, np.zeros(K), promise)
+    np.testing.assert_allclose(opened[:6], [0, 0, 0, 0.5, 1, 1], atol=1e-6)
+    assert (opened[6:] == 1).all()
+
+
+def test_the_shipped_card_tells_what_a_neutral_gains() -> None:
+    base = load_base()
+    table = base.card["validation"]
+    for k, name in enumerate(COLUMNS):
+        plain, given = table["fused"][name]["icc"], table["fused+neutral"][name]["icc"]
+        assert base.promise()[k] == pytest.approx((given - plain) / (1 - plain), abs=1e-5)
+        assert base.reliability()[k] == pytest.approx(plain)
+    silent = Base("mine", "", base.net, base.thresholds, {})
+    assert np.isnan(silent.promise()).all() and not silent.reliability().any()
 
 
 def test_never_beyond_its_range() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         draw = {k: np.where(rng.random(K) < 0.2, np.nan, rng.normal(0, 2, K)) for k in ("gain", "agreement", "labelled")}
-        opened = opening(Evidence(**draw, moves=rng.uniform(0, 2, K)), float(rng.random()), rng.uniform(0, 1, K))
+        opened = opening(Evidence(**draw, moves=rng.uniform(0, 2, K)), float(rng.random()), rng.uniform(0, 1, K), rng.normal(0, 0.1, K))
         assert np.isfinite(opened).all() and opened.min() >= 0 and opened.max() <= 1
 
 
@@ -186,7 +206,7 @@ def test_a_shut_gate_gives_exactly_the_base() -> None:
 
 def test_what_the_base_reads_well_must_be_agreed_with_closely() -> None:
     seen = Evidence(*(np.full(K, v) for v in (0.3, 0.86, 1.0, np.nan)))
-    opened = opening(seen, 1.0, np.linspace(0, 1, K))
+    opened = opening(seen, 1.0, np.linspace(0, 1, K), np.ones(K))
     assert opened[0] == pytest.approx(1.0)
     assert opened[-1] == 0.0
     assert (np.diff(opened) <= 1e-6).all()
@@ -196,6 +216,6 @@ def test_where_the_base_is_good_a_slight_movement_counts(evidence: Callable[...,
     """At half reliability 0.7 of agreement is nothing: shut, although the base hardly sees the AU move; a poor base is not asked."""
     good, poor = np.full(K, 0.5), np.full(K, 0.2)
     slight = evidence(agreement=0.6, moves=0.1)
-    assert not opening(slight, 1.0, good).any() and (opening(slight, 1.0, poor) == 1).all()
-    np.testing.assert_allclose(opening(evidence(agreement=0.6, moves=0.06), 1.0, good), 0.5, atol=1e-6)
-    assert (opening(evidence(agreement=0.6, moves=0.02), 1.0, good) == 1).all()
+    assert not opening(slight, 1.0, good, np.ones(K)).any() and (opening(slight, 1.0, poor, np.ones(K)) == 1).all()
+    np.testing.assert_allclose(opening(evidence(agreement=0.6, moves=0.06), 1.0, good, np.ones(K)), 0.5, atol=1e-6)
+    assert (opening(evidence(agreement=0.6, moves=0.02), 1.0, good, np.ones(K)) == 1).all()
