@@ -414,9 +414,9 @@ def observe(
 
 def _detected(media: Media, tracker: Tracker) -> Iterator[tuple[Frame, list[Face]]]:
     """Frames with the tracker's faces. Decoding and tracking, the slowest stages, have a thread each and run a few frames ahead."""
-    with Prefetch(media.frames(), depth=4) as frames:
+    with Prefetch(media.frames(), depth=2) as frames:
         found = ((frame, tracker.detect(frame.image, frame.timestamp, media.still)) for frame in frames)
-        with Prefetch(found, depth=4) as ahead:
+        with Prefetch(found, depth=2) as ahead:
             yield from ahead
 
 

@@ -16,9 +16,10 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score, mean_absolute_error, roc_auc_score
 
-from personalize import bench, scoring
+from personalize import bench, registry, scoring
 from personalize.aus import AUS, COLUMNS
 from personalize.errors import ConfigError, InputError
+from personalize.generators import Request
 from personalize.metrics import icc31
 from personalize.synth import clips
 from personalize.synth.clips import Camera, Clip
@@ -371,3 +372,25 @@ def test_quick_for_real(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert all(p["read"] + p["dropped"] == 100 for p in result["people"].values())
     assert result["scores"]["base"]["mean"]["pooled"]["icc"] is not None
     assert os.environ.get("OMP_NUM_THREADS") != "" and "Bars" in capsys.readouterr().out
+
+
+def test_the_ceiling_renders_the_very_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/ceiling.py: labels are what was asked, pictures those of the person and nobody else."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.setattr(registry, "_files", {})
+    monkeypatch.setenv(registry.FILES_VARIABLE, "")
+    registry.load_file(Path(__file__).parents[1] / "benchmarks" / "ceiling.py")
+    ceiling = registry.create("generators", "ceiling", {"split": "validation"})
+    frames = [SimpleNamespace(pose=np.zeros(3, np.float32))]
+    ceiling.prepare(SimpleNamespace(name="person0002", size=(96, 96), observations=frames), 0)
+    rest, raised, open_ = ceiling.generate([Request({}), Request({6: 4.0}), Request({26: 4.0})])
+    assert not rest.target.any() and rest.known.all()
+    assert raised.target[AUS.index(6)] == 4 and np.count_nonzero(raised.target) == 1
+    assert open_.target[AUS.index(26)] > 2 and open_.target[AUS.index(25)] > 1
+    assert 0.5 < np.abs(raised.image.astype(float) - rest.image).mean() < np.abs(open_.image.astype(float) - rest.image).mean()
+    ceiling.prepare(SimpleNamespace(name="person0003", size=(96, 96), observations=frames), 0)
+    other = ceiling.generate([Request({})])[0]
+    assert np.abs(other.image.astype(float) - rest.image).mean() > 10
+    with pytest.raises(ConfigError) as error:
+        ceiling.prepare(SimpleNamespace(name="anna", size=(96, 96), observations=frames), 0)
+    assert str(error.value) == "generator ceiling knows synthetic people only, named as person0003, not 'anna'"

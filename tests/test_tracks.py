@@ -205,7 +205,8 @@ def test_memory_is_bounded() -> None:
     for _ in tracks.observe(clip, Script([[face(150, 100, 50)]] * 300), survey=survey):
         pass
     gc.collect()
-    assert clip.most <= 3 and survey.frames == 300
+    # Two threads run ahead: two frames wait behind each, and each stage holds one or two.
+    assert clip.most <= 10 and survey.frames == 300
 
 
 def test_prefetch_keeps_order_bounds_and_errors() -> None:
