@@ -102,7 +102,8 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
         if reader.profile is None:
-            values = without_rest(values, offsets_at(values[present], neutral.confidence)).astype(np.float64)
+            offsets = offsets_at(values[present], neutral.confidence, reader.thresholds)
+            values = without_rest(values, offsets).astype(np.float64)
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     stamps = np.array(times)

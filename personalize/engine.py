@@ -534,7 +534,7 @@ class Session:
             return np.zeros(len(AUS), np.float32)
         frames = batch_of(self.identity.observations)
         read = blend(self._read(self.base.net, frames, False), self._read(self.net, frames, True), opened, trust, np.zeros(len(AUS)))
-        return offsets_at(read, self.confidence)
+        return offsets_at(read, self.confidence, self.base.thresholds)
 
     def _thresholds(self, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The base's thresholds; where labels show both states, the one with the best F1 on them."""

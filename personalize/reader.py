@@ -20,9 +20,10 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_SHARE, REST_MARGIN, REST_MOST = 0.65, 1.6, 1.2
-"""An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below are at most
-halved, but never those above so much. Chosen on validation people (docs/results.md)."""
+REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.65, 1.6, 0.2, 0.9
+"""An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below, and so much
+of the AU's threshold of presence, are at most halved, but never those above the last share of the threshold. Chosen on validation people
+(docs/results.md)."""
 
 
 @dataclass
@@ -134,8 +135,8 @@ def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return (y**5 / np.maximum(y**4 + np.asarray(offsets, np.float64) ** 4, 1e-12)).astype(np.float32)
 
 
-def offsets_at(readings: np.ndarray, confidence: float) -> np.ndarray:
+def offsets_at(readings: np.ndarray, confidence: float, thresholds: np.ndarray) -> np.ndarray:
     """(K,) offsets for :func:`without_rest` from what is read in the frames of a person's clip (N, K), as far as the clip is known to show
-    the face at rest (confidence of its neutral, 0-1)."""
+    the face at rest (confidence of its neutral, 0-1). thresholds: (K,) intensities from which an AU counts as present."""
     below = np.quantile(readings, REST_SHARE, axis=0)
-    return np.asarray(confidence * np.minimum(REST_MARGIN * below, REST_MOST), np.float32)
+    return np.asarray(confidence * np.minimum(REST_MARGIN * below + REST_FLOOR * thresholds, REST_MOST * thresholds), np.float32)

@@ -192,9 +192,11 @@ def test_what_is_read_two_thirds_of_the_time_is_rest() -> None:
     readings[:, 0] = np.linspace(0, 1, 101)  # 0.65 is what 65 % of the frames stay below
     readings[:, 1] = 5.0 * (np.arange(101) > 60)  # a frown of two fifths of the clip
     readings[:, 2] = 5.0 * (np.arange(101) > 70)
+    thresholds = np.linspace(1.5, 0.5, K)
     for confidence in (1.0, 0.4):
-        found = offsets_at(readings, confidence)
-        assert found[:3] == pytest.approx([confidence * 1.6 * 0.65, confidence * 1.2, 0.0], abs=1e-6)
+        found = offsets_at(readings, confidence, thresholds)
+        expected = [1.6 * 0.65 + 0.2 * 1.5, 0.9 * thresholds[1], 0.2 * thresholds[2]]
+        assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
     assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
 
 
