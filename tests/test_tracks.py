@@ -209,6 +209,33 @@ def test_memory_is_bounded() -> None:
     assert clip.most <= 10 and survey.frames == 300
 
 
+def test_decoding_and_tracking_have_a_thread_each() -> None:
+    at_work: dict[str, set[int]] = {"decoding": set(), "tracking": set()}
+
+    class Seen(Script):
+        def detect(self, frame: np.ndarray, timestamp: float, still: bool) -> list[Face]:
+            at_work["tracking"].add(threading.get_ident())
+            if self.at == 20:
+                raise InputError("the tracker gives up")
+            return super().detect(frame, timestamp, still)
+
+    class Read(Clip):
+        def frames(self) -> Iterator[Frame]:
+            for frame in super().frames():
+                at_work["decoding"].add(threading.get_ident())
+                yield frame
+
+    got = []
+    with pytest.raises(InputError, match="the tracker gives up"):
+        for frame, _ in tracks.observe(Read(50), Seen([[face(150, 100, 50)]] * 50)):
+            got.append(frame.index)
+    assert got == list(range(20)), "what was tracked before comes first"
+    one, other = at_work.values()
+    assert len(one) == len(other) == 1 and one != other and threading.get_ident() not in one | other
+    alive = {t.ident for t in threading.enumerate()}
+    assert not alive & (one | other), "they end with the clip"
+
+
 def test_prefetch_keeps_order_bounds_and_errors() -> None:
     made: list[int] = []
 
