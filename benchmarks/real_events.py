@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--base", default="base")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     base = load_base(args.base)
     tracker = registry.create("trackers", "mediapipe", {})
     rows, result = [], {}
