@@ -69,7 +69,7 @@ def stages(clip: Path, profile: str | None) -> dict[str, float]:
     found = []
     since = time.perf_counter()
     for frame in frames:
-        found.append(tracker.detect(frame.image, frame.timestamp + 1, False))
+        found.append(tracker.detect(frame.image, frame.timestamp, False))
     clock("landmarks", since)
 
     class Found:

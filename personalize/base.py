@@ -229,19 +229,17 @@ def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
 def first_weights(recipe: dict[str, Any], train: dict[str, np.ndarray]) -> AUNet:
     """The network that training starts from: random weights, or those of the base that the recipe's ``start`` names, as they were
     standardised. Raises ConfigError where that is another network than the recipe's."""
+    net = AUNet(**recipe["model"])
     if not recipe["start"]:
-        net = AUNet(**recipe["model"])
         standardise(net, train)
         return net
     started = load_base(recipe["start"])
-    wanted, found = AUNet(**recipe["model"]).config, started.net.config
-    other = [key for key in wanted if key != "landmark_share" and wanted[key] != found[key]]
+    other = [key for key in net.config if key != "landmark_share" and net.config[key] != started.net.config[key]]
     if other:
         raise ConfigError(
             f"start: base model '{started.name}' has another network than model.{other[0]} of the recipe asks for: set it as in its card, "
             f"or leave start empty."
         )
-    net = AUNet(**recipe["model"])
     net.load_state_dict({**started.net.state_dict(), "landmark_share": net.landmark_share})
     return net
 

@@ -422,8 +422,9 @@ class Session:
         neutral: dict[str, Tensor] = {}
         if self.neutral is not None and self.identity.neutral is not None:
             neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
-        offsets = self._offsets(opened, trust)
-        thresholds = self._thresholds(opened, trust, offsets)
+        own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
+        offsets = self._offsets(own, opened, trust)
+        thresholds = self._thresholds(own, opened, trust, offsets)
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -528,21 +529,18 @@ class Session:
         buffer.add(rows, self.identity.name)
         buffer.save(path)
 
-    def _offsets(self, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
-        """(K,) see :func:`offsets_at`; 0 without a neutral."""
+    def _offsets(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
+        """(K,) see :func:`offsets_at`; 0 without a neutral. own: (N, K) of the clip's frames by the adapted network."""
         if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        frames = batch_of(self.identity.observations)
-        read = blend(self._read(self.base.net, frames, False), self._read(self.net, frames, True), opened, trust, np.zeros(len(AUS)))
+        read = blend(self.identity.intensity, own, opened, trust, np.zeros(len(AUS)))
         return offsets_at(read, self.confidence, self.base.thresholds)
 
-    def _thresholds(self, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """The base's thresholds; where labels show both states, the one with the best F1 on them."""
+    def _thresholds(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The base's thresholds; where labels show both states, the one with the best F1 on them. own: as in :meth:`_offsets`."""
         thresholds = self.base.thresholds.copy()
         if self.known.any():
-            frames = batch_of(self.identity.observations)
-            base, own = self._read(self.base.net, frames, False), self._read(self.net, frames, self.neutral is not None)
-            final = blend(base, own, opened, trust, offsets)
+            final = blend(self.identity.intensity, own, opened, trust, offsets)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2
