@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import geometry, ui
+from .ahead import Prefetch
 from .aus import AUS, COLUMNS, MAX_INTENSITY
 from .composite import align, face_mask, free_corner, moved, put_back, scaled_to_frame, tilted, watermark
 from .engine import Keeper
@@ -27,7 +28,7 @@ from .faces import Observation, Tracker
 from .generators import Generator, Request, Sample
 from .identity import Identity, find_neutral
 from .reader import Reader, offsets_at, without_rest
-from .tracks import Prefetch, Survey, no_face, observe
+from .tracks import Survey, no_face, observe
 from .video import Media, VideoWriter
 
 AU_SPAN_S, POSE_SPAN_S = 0.045, 0.1

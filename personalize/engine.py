@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import __version__, gate, geometry, registry, tracking, ui
+from .ahead import Prefetch
 from .aus import AUS, COLUMNS
 from .base import Base, load_base
 from .buffers import ReplayBuffer
@@ -41,7 +42,7 @@ from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
 from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at
 from .regularizers import ParameterRegularizer, Regularizer
-from .tracks import Prefetch, Survey, observe
+from .tracks import Survey, observe
 from .video import Media, open_media
 
 KEEP = 400

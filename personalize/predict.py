@@ -7,19 +7,20 @@ import csv
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import registry, ui
+from .ahead import Prefetch
 from .aus import AUS, COLUMNS
 from .errors import InputError, ProfileError
-from .faces import Observation
+from .faces import Observation, Tracker
 from .profile import Profile, find_profile, read_manifest
 from .smooth import Smoother
-from .tracks import Prefetch, Survey, observe
+from .tracks import Survey, observe, observe_apart, without_pictures
 from .video import Frame, Media, VideoWriter, open_media
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _cells(meta: tuple[float, ...]) -> list[str]:
 def predict(
     media: Media,
     opened: Reader | Callable[[], Reader],
-    tracker: Any,
+    tracker: Tracker | tuple[str, dict[str, Any]],
     face: int | None = None,
     all_faces: bool = True,
     overlay: Path | None = None,
@@ -156,7 +157,8 @@ def predict(
 ) -> tuple[Table, int]:
     """Read a clip or stills; returns the table and the track of the person it is about. Raises InputError where there is no face.
 
-    opened: the reader, or what opens it, called when tracking has begun. smooth: filter each face's intensities over time, see
+    opened: the reader, or what opens it, called when tracking has begun. tracker: one, or the name and options of one: that works in a
+    process of its own, unless its frames are wanted for an overlay. smooth: filter each face's intensities over time, see
     :mod:`personalize.smooth`; raises ProfileError where the base has not learnt how. In stills there is nothing to smooth.
     """
     from .overlay import draw
@@ -164,10 +166,17 @@ def predict(
     survey, table = Survey(), Table(media.still)
     size = media.size if min(media.size) > 0 else (640, 480)
     depth = BATCH if overlay is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
-    with nullcontext() if overlay is None else VideoWriter(overlay, media.fps or 2.0, size) as writer:
-        stream = observe(media, tracker, survey=survey)
-        if writer is None:
-            stream = _without_pictures(stream)
+    with ExitStack() as stack:
+        writer = None if overlay is None else stack.enter_context(VideoWriter(overlay, media.fps or 2.0, size))
+        if isinstance(tracker, tuple) and writer is None:
+            stream = observe_apart(media, *tracker, survey)
+        else:
+            used: Tracker = registry.create("trackers", *tracker) if isinstance(tracker, tuple) else tracker
+            if used is not tracker:
+                stack.callback(used.close)
+            stream = observe(media, used, survey=survey)
+            if writer is None:
+                stream = without_pictures(stream)
         bar: ui.Progress[None] = ui.progress(None, media.length, f"Reading {media.name}")
         with Prefetch(stream, depth=depth if writer is not None else _AHEAD) as ahead, bar:
             reader = opened() if callable(opened) else opened
@@ -214,14 +223,6 @@ def _smoothed(smoother: Smoother, faces: list[Observation], values: np.ndarray) 
     """(N, K) values of N faces, in the order of the frames, filtered."""
     rows = [smoother(o.face_id, o.timestamp, x) for o, x in zip(faces, values, strict=True)]
     return np.stack(rows) if rows else values
-
-
-def _without_pictures(stream: Iterator[tuple[Frame, list[Observation]]]) -> Iterator[tuple[Frame, list[Observation]]]:
-    """Without an overlay nobody looks at the frames again: waiting for the model, those of a 4K clip would take gigabytes."""
-    nothing = np.zeros((0, 0, 3), np.uint8)
-    for frame, seen in stream:
-        frame.image = nothing
-        yield frame, seen
 
 
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -273,12 +274,10 @@ def predict_command(args: argparse.Namespace) -> int:
         read_manifest(find_profile(args.profile))  # before anything is tracked for nothing
     # One face is quicker to track, but which one is then the tracker's choice: not for --face.
     one = not args.all_faces and args.face is None and not args.tracker
-    tracker = registry.create("trackers", args.tracker or "mediapipe", {"num_faces": 1} if one else {})
+    name = args.tracker or "mediapipe"
+    options = registry.check_options("trackers", name, {"num_faces": 1} if one else {})
     reader = functools.cache(lambda: open_reader(args.profile, args.base))
-    try:
-        table, person = predict(media, reader, tracker, args.face, args.all_faces, overlay, args.smooth)
-    finally:
-        tracker.close()
+    table, person = predict(media, reader, (name, options), args.face, args.all_faces, overlay, args.smooth)
     try:
         own = reader()
         table.write(output, own.thresholds, own.base.thresholds, person if own.profile is not None else None)

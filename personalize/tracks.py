@@ -17,21 +17,18 @@ Quality is the product of four parts, each 0-1:
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 
-from personalize import geometry
+from personalize import geometry, registry
+from personalize.ahead import Apart, Prefetch
 from personalize.errors import InputError
 from personalize.faces import Face, Observation, Tracker
 from personalize.video import Frame, Media
-
-T = TypeVar("T")
 
 # Laplacian energy over contrast of a 64-pixel crop; calibrated on rendered and filmed faces with Gaussian blur added
 BLUR_LOG_RANGE = (-2.2, -0.7)
@@ -412,6 +409,33 @@ def observe(
         yield frame, seen
 
 
+def observe_apart(
+    media: Media, tracker: str, options: dict[str, Any], survey: Survey | None = None
+) -> Iterator[tuple[Frame, list[Observation]]]:
+    """As :func:`observe`, by a tracker named, in a process of its own: Python code here, importing PyTorch above all, would hold it up.
+    All faces; frames come without their picture."""
+    for frame, seen in Apart(_observe_by_name, media, tracker, options):
+        if survey is not None:
+            survey.add(seen)
+        yield frame, seen
+
+
+def _observe_by_name(media: Media, name: str, options: dict[str, Any]) -> Iterator[tuple[Frame, list[Observation]]]:
+    tracker = registry.create("trackers", name, options)
+    try:
+        yield from without_pictures(observe(media, tracker))
+    finally:
+        tracker.close()
+
+
+def without_pictures(stream: Iterator[tuple[Frame, list[Observation]]]) -> Iterator[tuple[Frame, list[Observation]]]:
+    """Where nobody looks at the frames again: waiting for the model, those of a 4K clip would take gigabytes."""
+    nothing = np.zeros((0, 0, 3), np.uint8)
+    for frame, seen in stream:
+        frame.image = nothing
+        yield frame, seen
+
+
 def _detected(media: Media, tracker: Tracker) -> Iterator[tuple[Frame, list[Face]]]:
     """Frames with the tracker's faces. Decoding and tracking, the slowest stages, have a thread each and run a few frames ahead."""
     with Prefetch(media.frames(), depth=2) as frames:
@@ -435,69 +459,3 @@ def tracked_sample(
         return None
     crop, _ = geometry.crop(image, pose, tracker.scheme)
     return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)
-
-
-class Prefetch(Generic[T]):
-    """Runs an iterable in a thread of its own, at most ``depth`` items ahead, so that decoding and tracking overlap with the model.
-
-    Decoder and tracker release the interpreter's lock. Order is kept; an exception of the iterable is raised where its item would come.
-    Use it as a context manager, or run it to the end, so that the thread is joined.
-    """
-
-    _END = object()
-
-    def __init__(self, items: Iterable[T], depth: int = 8) -> None:
-        self._queue: queue.Queue[object] = queue.Queue(maxsize=max(depth, 1))
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._done = False
-        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True, name="prefetch")
-        self._thread.start()
-
-    def _run(self, items: Iterable[T]) -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                if not self._put(item):
-                    break
-        except BaseException as error:  # handed to the reader, whatever it is
-            self._error = error
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-            self._put(self._END)
-
-    def _put(self, item: object) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        if self._done:
-            raise StopIteration
-        item = self._queue.get()
-        if item is self._END:
-            self.close()
-            if self._error is not None:
-                raise self._error
-            raise StopIteration
-        return item  # type: ignore[return-value]
-
-    def close(self) -> None:
-        """Stops the thread and drops what it had ready."""
-        self._done = True
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def __enter__(self) -> Prefetch[T]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -44,9 +44,20 @@ def _say(text: str, style: str | None, stderr: bool) -> None:
     _console(stderr).print(one_line(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
+_diverted: Callable[[str], None] | None = None
+
+
+def divert(to: Callable[[str], None]) -> None:
+    """Hand warnings of this process to ``to`` from now on: to the process that it works for, whose terminal it is."""
+    global _diverted
+    _diverted = to
+
+
 def warn(text: str) -> None:
     """One yellow line on stderr: something was left out or may surprise, and the work goes on."""
-    if not _silent():
+    if _diverted is not None:
+        _diverted(text)
+    elif not _silent():
         _say(f"warning: {text}", "yellow", stderr=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -14,10 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from personalize import geometry, tracks
+from personalize import geometry, registry, tracks
+from personalize.ahead import Apart, Prefetch
 from personalize.errors import InputError
 from personalize.faces import Face, Observation, Tracker
-from personalize.video import Frame, Media
+from personalize.video import Frame, Media, open_media
 
 SIZE = (320, 240)
 
@@ -245,7 +247,7 @@ def test_prefetch_keeps_order_bounds_and_errors() -> None:
             yield i
         raise InputError("broken at the end")
 
-    with tracks.Prefetch(items(), depth=4) as ahead:
+    with Prefetch(items(), depth=4) as ahead:
         assert next(ahead) == 0
         time.sleep(0.2)
         assert len(made) <= 1 + 4 + 1  # read, queued, and the one waiting to be queued
@@ -254,7 +256,7 @@ def test_prefetch_keeps_order_bounds_and_errors() -> None:
             for item in ahead:
                 got.append(item)
     assert got == list(range(1, 50))
-    assert list(tracks.Prefetch(range(3))) == [0, 1, 2]
+    assert list(Prefetch(range(3))) == [0, 1, 2]
 
 
 def test_prefetch_stops_its_thread_when_left_early() -> None:
@@ -267,6 +269,88 @@ def test_prefetch_stops_its_thread_when_left_early() -> None:
         finally:
             closed.set()
 
-    with tracks.Prefetch(items(), depth=2) as ahead:
+    with Prefetch(items(), depth=2) as ahead:
         next(ahead)
     assert closed.wait(2) and not any(t.name == "prefetch" and t.is_alive() for t in threading.enumerate())
+
+
+def _counted(n: int, fail: bool) -> Iterator[tuple[int, int]]:
+    from personalize import ui
+
+    ui.warn("[half] a\nwarning")
+    for i in range(n):
+        yield i, os.getpid()
+    if fail:
+        raise InputError("broken at the end")
+
+
+def test_apart_gives_items_warnings_and_errors_of_another_process(capsys: pytest.CaptureFixture[str]) -> None:
+    got = list(Apart(_counted, 500, False))
+    assert [i for i, _ in got] == list(range(500)), "more than a pipe holds, in order"
+    assert len({pid for _, pid in got}) == 1 and got[0][1] != os.getpid()
+    assert capsys.readouterr().err == "warning: [half] a warning\n"
+    some = []
+    with pytest.raises(InputError, match="broken at the end") as caught:
+        for item in Apart(_counted, 3, True):
+            some.append(item)
+    assert len(some) == 3 and str(caught.value) == "broken at the end" and "_counted" in caught.value.__notes__[0], (
+        "where in the other process it happened"
+    )
+
+
+def _endless() -> Iterator[int]:
+    while True:
+        yield os.getpid()
+
+
+def _dying() -> Iterator[int]:
+    yield 0
+    os._exit(7)
+
+
+def test_apart_ends_its_process_when_left_early_and_says_when_it_died() -> None:
+    with Prefetch(Apart(_endless), depth=4) as items:
+        other = next(items)
+        os.kill(other, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+        list(Apart(_dying))
+
+
+def test_a_clip_tracked_apart_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker by its name, in another process: the same observations, the survey filled here, no pictures."""
+    file = tmp_path / "tracker.py"
+    file.write_text(
+        "import numpy as np\n"
+        "from personalize import geometry\n"
+        "from personalize.registry import register\n"
+        "from personalize.faces import Face, Tracker\n"
+        "@register('one_place')\n"
+        "class OnePlace(Tracker):\n"
+        "    '''Finds a face where there is none.'''\n"
+        "    def __init__(self, x: float = 50.0) -> None:\n"
+        "        self.x = x\n"
+        "    def detect(self, frame, timestamp, still):\n"
+        "        points = geometry.canonical() * [40, 40, 40] + [self.x, 60, 0]\n"
+        "        box = np.concatenate([points[:, :2].min(0), points[:, :2].max(0)])\n"
+        "        return [Face(points.astype(np.float32), box.astype(np.float32), 1.0)]\n"
+    )
+    monkeypatch.setenv(registry.FILES_VARIABLE, "")
+    registry.load_file(file)
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (128, 96))
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        writer.write(rng.integers(0, 255, (96, 128, 3), np.uint8))
+    writer.release()
+    media = open_media(path)
+    here = list(tracks.observe(media, registry.create("trackers", "one_place", {"x": 55.0})))
+    survey = tracks.Survey()
+    there = list(tracks.observe_apart(media, "one_place", {"x": 55.0}, survey))
+    assert len(here) == len(there) == survey.frames == 6 and survey.identity() == 0
+    for (f, (a,)), (g, (b,)) in zip(here, there, strict=True):
+        assert f.timestamp == g.timestamp and f.image.size and not g.image.size
+        np.testing.assert_array_equal(a.crop, b.crop)
+        np.testing.assert_array_equal(a.landmarks, b.landmarks)
+        assert a.quality == b.quality
