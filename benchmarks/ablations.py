@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from base_tables import CONDITIONS, PRESENT, Table, conditional, references, shown
+from base_tables import CONDITIONS, PRESENT, Table, conditional, reference_rows, shown
 
 from personalize import ui
 from personalize.augment import augment_landmarks, thin_out
@@ -74,7 +74,7 @@ def is_prototype(target: np.ndarray) -> np.ndarray:
 
 def usable(data: dict[str, np.ndarray], rows: str, seed: int) -> np.ndarray:
     """Indices of the pictures that a variant trains on, all of people with a neutral."""
-    free = np.flatnonzero(references(data["person"], data["neutral"]) >= 0)
+    free = np.flatnonzero(reference_rows(data) >= 0)
     if rows == "quarter":
         people = np.unique(data["person"][free])
         return free[np.isin(data["person"][free], people[: max(len(people) // 4, 1)])]
@@ -124,7 +124,7 @@ def train(variant: Variant, data: dict[str, np.ndarray], model: dict[str, Any], 
 def judge(net: AUNet, data: dict[str, np.ndarray], neutral: bool) -> dict[str, float]:
     """Means over AUs: 'auc', 'icc', 'mae', 'theirs' (the ICC of the AUs that prototypes have), and 'beside' (the AUC of AUs where those of
     CONDITIONS beside them are on). The references are not judged."""
-    own = references(data["person"], data["neutral"])
+    own = reference_rows(data)
     rows = np.flatnonzero((own >= 0) & (own != np.arange(len(own))))
     points, on = torch.from_numpy(data["landmarks"].astype(np.float32)), torch.ones(len(rows), dtype=torch.bool)
     look = torch.zeros(len(rows), net.config["width"])  # type: ignore[call-overload]

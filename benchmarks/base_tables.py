@@ -28,6 +28,7 @@ from torch import Tensor
 
 from personalize import ui
 from personalize.aus import AUS, COLUMNS
+from personalize.base import references
 from personalize.config import load_recipe
 from personalize.errors import PersonalizeError
 from personalize.geometry import IBUG_TO_MESH
@@ -233,12 +234,10 @@ def only68(landmarks: Tensor, depth: bool = True) -> Tensor:
     return out
 
 
-def references(person: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+def reference_rows(data: dict[str, np.ndarray]) -> np.ndarray:
     """(N,) the row of each picture's person's first neutral picture; -1 where they have none."""
-    first: dict[int, int] = {}
-    for i in np.flatnonzero(neutral):
-        first.setdefault(int(person[i]), int(i))
-    return np.array([first.get(int(p), -1) for p in person])
+    first = references(data)
+    return np.array([first.get(int(p), -1) for p in data["person"]])
 
 
 @dataclass
@@ -278,7 +277,7 @@ class Pictures:
         self.net, self.data = net.eval(), data
         self.target = data["target"].astype(np.float64)
         self.person = data["person"]
-        self.reference = references(data["person"], data["neutral"])
+        self.reference = reference_rows(data)
         self.judged = (self.reference >= 0) & (self.reference != np.arange(len(self.reference)))
         self.points = torch.from_numpy(data["landmarks"].astype(np.float32))
         crop = torch.from_numpy(data["crop"]).permute(0, 3, 1, 2)

@@ -133,8 +133,8 @@ def test_conditional_by_hand():
 
 def test_references_are_the_first_neutral_pictures_and_not_judged():
     person, neutral = np.array([3, 3, 3, 8, 8]), np.array([False, True, True, False, False])
-    assert bt.references(person, neutral).tolist() == [1, 1, 1, -1, -1]
     data = made_up(5, 1) | {"person": person, "neutral": neutral}
+    assert bt.reference_rows(data).tolist() == [1, 1, 1, -1, -1]
     assert bt.Pictures(tiny_net(), data).judged.tolist() == [True, False, True, False, False]
 
 

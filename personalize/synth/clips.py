@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import os
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..config import digest
 from ..errors import InputError
 from ..video import VideoWriter
 
@@ -42,7 +42,7 @@ class Clip:
     @property
     def key(self) -> str:
         """Hash of the clip and of the code that renders it: another renderer, another key."""
-        return hashlib.sha256(json.dumps([asdict(self), world_hash()], sort_keys=True).encode()).hexdigest()[:12]
+        return digest([asdict(self), world_hash()])
 
     def path(self, folder: Path) -> Path:
         """The video's file in a folder; the truth is beside it."""
@@ -53,12 +53,12 @@ class Clip:
 def world_hash() -> str:
     """SHA-256 of what decides a rendered clip: the world's code and the head's data."""
     package = resources.files("personalize")
-    digest = hashlib.sha256()
+    code = hashlib.sha256()
     for name in ("clips", "expression", "head", "person", "render", "scene", "world"):
-        digest.update(package.joinpath("synth", f"{name}.py").read_bytes())
+        code.update(package.joinpath("synth", f"{name}.py").read_bytes())
     for name in ("video.py", "aus.py", "assets/head.npz"):
-        digest.update(package.joinpath(*name.split("/")).read_bytes())
-    return digest.hexdigest()
+        code.update(package.joinpath(*name.split("/")).read_bytes())
+    return code.hexdigest()
 
 
 @dataclass(frozen=True)
