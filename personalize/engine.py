@@ -368,18 +368,21 @@ class Session:
             trainer.strategy.barrier()
 
     @torch.no_grad()
-    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool) -> np.ndarray:
+    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool, key: str = "intensity") -> np.ndarray:
         out = []
         rest = None
         if neutral and self.neutral is not None:
             rest = net.rest_of(self.neutral["crop"], self.neutral["landmarks"])
         for i in range(0, len(batch["crop"]), 64):
             part = {k: v[i : i + 64] for k, v in batch.items()}
-            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)["intensity"].numpy())
+            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)[key].numpy())
         return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
 
     def weigh(self, number: int) -> gate.Evidence:
-        """The evidence for the model as it is now, on what its training did not see."""
+        """The evidence for the model as it is now, on what its training did not see.
+
+        On expected intensities: what is reported bends them otherwise with the neutral than without, which is no disagreement.
+        """
         self.net.eval()
         _, held = self.samples(number)
         neutral = self.neutral is not None
@@ -387,9 +390,14 @@ class Session:
         tested = None
         if held is not None and len(held):
             t = held.tensors
-            tested = (self._read(fresh, t, False), self._read(self.net, t, neutral), t["target"].numpy(), t["mask"].numpy())
+            tested = (
+                self._read(fresh, t, False, "expected"),
+                self._read(self.net, t, neutral, "expected"),
+                t["target"].numpy(),
+                t["mask"].numpy(),
+            )
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
-        readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
+        readings = {"base": self._read(fresh, frames, False, "expected"), "personal": self._read(self.net, frames, neutral, "expected")}
         labelled = None
         if (self.known & self.held[:, None]).any():
             labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
