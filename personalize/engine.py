@@ -40,7 +40,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at
+from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at, reported
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Survey, observe
 from .video import Media, open_media
@@ -431,9 +431,12 @@ class Session:
         neutral: dict[str, Tensor] = {}
         if self.neutral is not None and self.identity.neutral is not None:
             neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
-        own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
-        offsets = self._offsets(own, opened, trust)
-        thresholds = self._thresholds(own, opened, trust, offsets)
+        frames = batch_of(self.identity.observations)
+        own = self._read(self.net, frames, self.neutral is not None, "expected")
+        read = blend(self._read(self.base.net, frames, False, "expected"), own, opened, trust)
+        told = opened if self.neutral is not None else np.zeros_like(opened)
+        offsets = self._offsets(reported(self.net, read, told))
+        thresholds = self._thresholds(reported(self.net, read, told, offsets))
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -538,18 +541,16 @@ class Session:
         buffer.add(rows, self.identity.name)
         buffer.save(path)
 
-    def _offsets(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
-        """(K,) see :func:`offsets_at`; 0 without a neutral. own: (N, K) of the clip's frames by the adapted network."""
+    def _offsets(self, read: np.ndarray) -> np.ndarray:
+        """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) of the clip's frames."""
         if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        read = blend(self.identity.intensity, own, opened, trust, np.zeros(len(AUS)))
         return offsets_at(read, self.confidence, self.base.thresholds)
 
-    def _thresholds(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """The base's thresholds; where labels show both states, the one with the best F1 on them. own: as in :meth:`_offsets`."""
+    def _thresholds(self, final: np.ndarray) -> np.ndarray:
+        """The base's thresholds; where labels show both states, the one with the best F1 on them. final: (N, K) as reported."""
         thresholds = self.base.thresholds.copy()
         if self.known.any():
-            final = blend(self.identity.intensity, own, opened, trust, offsets)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2
