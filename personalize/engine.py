@@ -169,7 +169,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
             f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
         )
     reader = Reader(base)
-    intensity = np.concatenate([reader.read(observations[i : i + 64]).base for i in range(0, len(observations), 64)])
+    intensity = np.concatenate([reader.read(observations[i : i + 64]).expected for i in range(0, len(observations), 64)])
     neutral = find_neutral(observations, intensity, neutral_at)
     identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
     lacks = []
@@ -368,14 +368,15 @@ class Session:
             trainer.strategy.barrier()
 
     @torch.no_grad()
-    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool, key: str = "intensity") -> np.ndarray:
+    def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool) -> np.ndarray:
+        """(N, K) expected intensities."""
         out = []
         rest = None
         if neutral and self.neutral is not None:
             rest = net.rest_of(self.neutral["crop"], self.neutral["landmarks"])
         for i in range(0, len(batch["crop"]), 64):
             part = {k: v[i : i + 64] for k, v in batch.items()}
-            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)[key].numpy())
+            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)["expected"].numpy())
         return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
 
     def weigh(self, number: int) -> gate.Evidence:
@@ -391,13 +392,13 @@ class Session:
         if held is not None and len(held):
             t = held.tensors
             tested = (
-                self._read(fresh, t, False, "expected"),
-                self._read(self.net, t, neutral, "expected"),
+                self._read(fresh, t, False),
+                self._read(self.net, t, neutral),
                 t["target"].numpy(),
                 t["mask"].numpy(),
             )
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
-        readings = {"base": self._read(fresh, frames, False, "expected"), "personal": self._read(self.net, frames, neutral, "expected")}
+        readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
         labelled = None
         if (self.known & self.held[:, None]).any():
             labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
@@ -431,9 +432,8 @@ class Session:
         neutral: dict[str, Tensor] = {}
         if self.neutral is not None and self.identity.neutral is not None:
             neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
-        frames = batch_of(self.identity.observations)
-        own = self._read(self.net, frames, self.neutral is not None, "expected")
-        read = blend(self._read(self.base.net, frames, False, "expected"), own, opened, trust)
+        own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
+        read = blend(self.identity.intensity, own, opened, trust)
         told = opened if self.neutral is not None else np.zeros_like(opened)
         offsets = self._offsets(reported(self.net, read, told))
         thresholds = self._thresholds(reported(self.net, read, told, offsets))

@@ -31,15 +31,18 @@ class Reading:
     """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile.
 
     certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
+    expected: (N, K) intensities that the base expects, before it is decided what to report of them: what a fit, and the choice of a
+    neutral, go by.
     """
 
     base: np.ndarray
     personal: np.ndarray | None
     certainty: np.ndarray
+    expected: np.ndarray
 
     def __getitem__(self, rows: slice) -> Reading:
         """Some of the faces."""
-        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows])
+        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows], self.expected[rows])
 
     @property
     def best(self) -> np.ndarray:
@@ -99,18 +102,19 @@ class Reader:
     def read(self, observations: Sequence[Observation]) -> Reading:
         """Intensities of some faces, any number, in one batch."""
         if not observations:
-            return Reading(np.zeros((0, len(AUS)), np.float32), None, np.zeros(0, np.float32))
+            nobody = np.zeros((0, len(AUS)), np.float32)
+            return Reading(nobody, None, np.zeros(0, np.float32), nobody)
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
         said = _read(self.net, self.net.project(maps), batch)
         expected, certainty = said["expected"], np.clip(1 - said["expected_error"], 0, 1)
         base = reported(self.net, expected)
         if self.own is None or self.profile is None:
-            return Reading(base, None, certainty)
+            return Reading(base, None, certainty, expected)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
         personal = blend(expected, _read(self.own, look, batch, self.neutral)["expected"], self.profile.gate, self.profile.trust)
         known = self.profile.gate if self.neutral is not None else 0.0
-        return Reading(base, reported(self.own, personal, known, self.profile.offsets), certainty)
+        return Reading(base, reported(self.own, personal, known, self.profile.offsets), certainty, expected)
 
 
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
