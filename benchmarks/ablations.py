@@ -129,7 +129,7 @@ def judge(net: AUNet, data: dict[str, np.ndarray], neutral: bool) -> dict[str, f
     points, on = torch.from_numpy(data["landmarks"].astype(np.float32)), torch.ones(len(rows), dtype=torch.bool)
     look = torch.zeros(len(rows), net.config["width"])  # type: ignore[call-overload]
     given = {"crop": look, "landmarks": points[own[rows]]} if neutral else None
-    pred = net.read(net.combine(look, points[rows], on, given, None, ~on))["expected"].double().numpy()
+    pred = net.read(net.combine(look, points[rows], on, given, None, ~on))["intensity"].double().numpy()
     target = data["target"][rows].astype(np.float64)
     each = list(scores(pred, target).values())
     once = np.ones((1, 1))

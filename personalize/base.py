@@ -28,7 +28,7 @@ from .datasets import SYNTHETIC, Source
 from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
 from .errors import ConfigError
 from .metrics import auc, icc31, mae
-from .model import KNOTS, POINTS, AUNet
+from .model import POINTS, AUNet
 from .weights import SHIPPED, Base, load_base, save_base
 
 __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
@@ -64,7 +64,7 @@ class BaseModule(L.LightningModule):
             has_neutral = torch.rand(n, device=device) < 0.55
             has_neutral[:people] = False
             read = self.net.read(self.net.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
-            wrong = ((read["expected"] - batch["target"]).abs() * exact).sum(1).detach() / exact.sum(1).clamp_min(1)
+            wrong = ((read["intensity"] - batch["target"]).abs() * exact).sum(1).detach() / exact.sum(1).clamp_min(1)
             doubt = ((read["expected_error"] - wrong).abs() * exact.any(1)).mean()
             losses[branch] = mixed_loss(read["logits"], batch["target"], batch["mask"], batch["occurrence"]) + 0.1 * doubt
         self.log_dict({**losses, "located": located})
@@ -135,11 +135,9 @@ def references(data: dict[str, np.ndarray]) -> dict[int, int]:
 
 
 @torch.no_grad()
-def read_renders(
-    net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", with_neutral: bool = False, key: str = "intensity", batch: int = 32
-) -> np.ndarray:
+def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", with_neutral: bool = False, batch: int = 32) -> np.ndarray:
     """(N, K) intensities of tracked renders. mode: 'fused', 'crop' or 'landmarks' (the other branch switched off); with_neutral: each
-    person's first neutral picture is given; key: 'intensity', as reported, or 'expected'."""
+    person's first neutral picture is given."""
     net.eval()
     crop = torch.from_numpy(data["crop"]).permute(0, 3, 1, 2)
     looks = torch.cat([net.crop_features(crop[i : i + batch]) for i in range(0, len(crop), batch)])
@@ -153,7 +151,7 @@ def read_renders(
         own = torch.tensor([first.get(int(p), 0) for p in data["person"]])
         neutral = {"crop": looks[own], "landmarks": points[own]}
     flags = torch.full((n,), mode != "crop"), torch.full((n,), mode != "landmarks")
-    return net.answer(looks, points, flags[0], neutral, has_neutral, flags[1])[key].numpy()
+    return net.answer(looks, points, flags[0], neutral, has_neutral, flags[1])["intensity"].numpy()
 
 
 def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, float]]:
@@ -164,31 +162,6 @@ def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, fl
         y, read = target[known, k].astype(np.float64), prediction[known, k]
         out[name] = {"auc": auc(read, y >= 1), "icc": icc31(read, y), "mae": mae(read, y)}
     return out
-
-
-def fit_readout(expected: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(K, 18) what to report at :data:`~personalize.model.KNOTS`: halfway from the (N, K) expected intensities to those that stand in the
-    same place among the true ones (quantile mapping). Half: all the way adds noise where the model knows little (docs/results.md).
-
-    target: (N, K), NaN where unknown; an AU with fewer than 200 known intensities is reported as it is.
-    """
-    knots = np.array(KNOTS)
-    out = np.repeat(knots[None], expected.shape[1], 0)
-    for k in range(expected.shape[1]):
-        known = ~np.isnan(target[:, k])
-        if known.sum() >= 200:
-            a, b = np.sort(expected[known, k]), np.sort(target[known, k])
-            same = np.interp(knots, [0, *a.clip(1e-3, 4.999), 5], [0, *b, 5])
-            out[k] = (knots + np.maximum.accumulate(same)) / 2
-    return out.astype(np.float32)
-
-
-def set_readout(net: AUNet, data: dict[str, np.ndarray]) -> None:
-    """Learn what the network reports, without and with the neutral, from people whose truth is known."""
-    truth = intensities(data)
-    judged = ~np.isin(np.arange(len(truth)), list(references(data).values()))
-    tables = [fit_readout(read_renders(net, data, "fused", known, "expected")[judged], truth[judged]) for known in (False, True)]
-    net.readout.copy_(torch.from_numpy(np.stack(tables)))
 
 
 def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, occurrence: np.ndarray) -> np.ndarray:
@@ -316,7 +289,6 @@ def fit(
 
     best = run(BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"]), optim["people"], optim["epochs"], True)
     best = second_stage(best, train, recipe, run)
-    set_readout(best, validation)
     path = folder / folder.name
     thresholds = best_thresholds(read_renders(best, validation), validation["target"], validation["mask"], validation["occurrence"])
     truth = intensities(validation)
@@ -339,12 +311,6 @@ def fit(
         "validation": {
             f"{mode}{'+neutral' if neutral else ''}": scores(read_renders(best, validation, mode, neutral)[judged], truth[judged])
             for mode, neutral in (("fused", False), ("fused", True), ("crop", False), ("landmarks", False))
-        },
-        "expected": {
-            f"fused{'+neutral' if neutral else ''}": scores(
-                read_renders(best, validation, "fused", neutral, "expected")[judged], truth[judged]
-            )
-            for neutral in (False, True)
         },
     }
     save_base(path, best, card)

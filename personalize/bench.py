@@ -236,9 +236,8 @@ def _read_base(job: Job) -> dict[str, Any]:
     except InputError:  # nothing to calibrate with, which is no reason to leave the person out
         support, support_frames = [], 0
     reader = Reader(base)
-    read = read_all(reader, query)
-    calm = [reader.read(support[i : i + 64]) for i in range(0, len(support), 64)]
-    neutral = find_neutral(support, np.concatenate([c.expected for c in calm])) if support else None
+    calm, read = read_all(reader, support), read_all(reader, query)
+    neutral = find_neutral(support, calm) if support else None
     out: dict[str, Any] = {
         "frames": frames,
         "indices": [o.frame for o in query],
@@ -248,7 +247,7 @@ def _read_base(job: Job) -> dict[str, Any]:
         "thresholds": base.thresholds,
         BASE: read,
         # A clip without any usable frame has no neutral: nothing is subtracted.
-        "rest": np.zeros(len(AUS)) if neutral is None else np.concatenate([c.base for c in calm])[neutral.indices].mean(0),
+        "rest": np.zeros(len(AUS)) if neutral is None else calm[neutral.indices].mean(0),
         "neutral_confidence": 0.0 if neutral is None else neutral.confidence,
         NEUTRAL_INPUT: read,
     }

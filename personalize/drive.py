@@ -73,8 +73,8 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
 
     def flush() -> None:
         reading = reader.read(waiting)
-        for o, expected, best in zip(waiting, reading.expected, reading.best, strict=True):
-            read.setdefault(o.face_id, {})[o.frame] = (expected, best, np.asarray(o.pose, np.float32))
+        for o, base, best in zip(waiting, reading.base, reading.best, strict=True):
+            read.setdefault(o.face_id, {})[o.frame] = (base, best, np.asarray(o.pose, np.float32))
         waiting.clear()
 
     with (

@@ -40,7 +40,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at, reported
+from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Survey, observe
 from .video import Media, open_media
@@ -169,7 +169,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
             f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
         )
     reader = Reader(base)
-    intensity = np.concatenate([reader.read(observations[i : i + 64]).expected for i in range(0, len(observations), 64)])
+    intensity = np.concatenate([reader.read(observations[i : i + 64]).base for i in range(0, len(observations), 64)])
     neutral = find_neutral(observations, intensity, neutral_at)
     identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
     lacks = []
@@ -369,21 +369,17 @@ class Session:
 
     @torch.no_grad()
     def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool) -> np.ndarray:
-        """(N, K) expected intensities."""
         out = []
         rest = None
         if neutral and self.neutral is not None:
             rest = net.rest_of(self.neutral["crop"], self.neutral["landmarks"])
         for i in range(0, len(batch["crop"]), 64):
             part = {k: v[i : i + 64] for k, v in batch.items()}
-            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)["expected"].numpy())
+            out.append(net(part["crop"], part["landmarks"], part["has_landmarks"], rest)["intensity"].numpy())
         return np.concatenate(out) if out else np.zeros((0, len(AUS)), np.float32)
 
     def weigh(self, number: int) -> gate.Evidence:
-        """The evidence for the model as it is now, on what its training did not see.
-
-        On expected intensities: what is reported bends them otherwise with the neutral than without, which is no disagreement.
-        """
+        """The evidence for the model as it is now, on what its training did not see."""
         self.net.eval()
         _, held = self.samples(number)
         neutral = self.neutral is not None
@@ -391,12 +387,7 @@ class Session:
         tested = None
         if held is not None and len(held):
             t = held.tensors
-            tested = (
-                self._read(fresh, t, False),
-                self._read(self.net, t, neutral),
-                t["target"].numpy(),
-                t["mask"].numpy(),
-            )
+            tested = (self._read(fresh, t, False), self._read(self.net, t, neutral), t["target"].numpy(), t["mask"].numpy())
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
         readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
         labelled = None
@@ -433,10 +424,8 @@ class Session:
         if self.neutral is not None and self.identity.neutral is not None:
             neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
         own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
-        read = blend(self.identity.intensity, own, opened, trust)
-        told = opened if self.neutral is not None else np.zeros_like(opened)
-        offsets = self._offsets(reported(self.net, read, told))
-        thresholds = self._thresholds(reported(self.net, read, told, offsets))
+        offsets = self._offsets(own, opened, trust)
+        thresholds = self._thresholds(own, opened, trust, offsets)
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -541,16 +530,18 @@ class Session:
         buffer.add(rows, self.identity.name)
         buffer.save(path)
 
-    def _offsets(self, read: np.ndarray) -> np.ndarray:
-        """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) of the clip's frames."""
+    def _offsets(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
+        """(K,) see :func:`offsets_at`; 0 without a neutral. own: (N, K) of the clip's frames by the adapted network."""
         if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
+        read = blend(self.identity.intensity, own, opened, trust, np.zeros(len(AUS)))
         return offsets_at(read, self.confidence, self.base.thresholds)
 
-    def _thresholds(self, final: np.ndarray) -> np.ndarray:
-        """The base's thresholds; where labels show both states, the one with the best F1 on them. final: (N, K) as reported."""
+    def _thresholds(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The base's thresholds; where labels show both states, the one with the best F1 on them. own: as in :meth:`_offsets`."""
         thresholds = self.base.thresholds.copy()
         if self.known.any():
+            final = blend(self.identity.intensity, own, opened, trust, offsets)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2

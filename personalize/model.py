@@ -27,8 +27,6 @@ CROP = 112
 POINTS = 478
 """Landmarks of the 'mesh478' scheme."""
 _LEVELS = 5
-KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-"""Expected intensities at which it is known what is reported of them; see :meth:`AUNet.report`."""
 
 
 class OrdinalHead(nn.Module):
@@ -113,9 +111,6 @@ class AUNet(nn.Module):
         self.head = OrdinalHead(hidden, n_aus)
         # How much the landmarks alone have to say beside the fused reading, for each AU; see :meth:`answer`.
         self.register_buffer("landmark_share", torch.tensor(landmark_share, dtype=torch.float32).expand(n_aus).clone())
-        # What is reported of an expected intensity, without and with the person's neutral; see :meth:`report`.
-        self.register_buffer("knots", torch.tensor(KNOTS))
-        self.register_buffer("readout", torch.tensor(KNOTS).repeat(2, n_aus, 1))
         # How wrong the reading will be, learnt beside it and without a say in it.
         self.doubt = nn.Sequential(nn.Linear(hidden + n_aus, 32), nn.GELU(), nn.Linear(32, 1), nn.Softplus())
 
@@ -157,8 +152,13 @@ class AUNet(nn.Module):
         has_crop: Tensor | None = None,
     ) -> Tensor:
         """The fused (B, hidden) features from ``look``, the (B, width) features of the crops; other arguments as :meth:`forward`."""
-        has_crop = torch.ones_like(has_landmarks) if has_crop is None else has_crop
-        has_neutral = _known(look, neutral, has_neutral)
+        on = torch.ones(len(look), dtype=torch.bool, device=look.device)
+        has_crop = on if has_crop is None else has_crop
+        if neutral is None:
+            has_neutral = ~on
+        elif has_neutral is None:
+            has_neutral = on
+        assert has_neutral is not None
         c, p, n = (flag.float()[:, None] for flag in (has_crop, has_landmarks, has_neutral))
         points = self.landmark_features(landmarks) * p
         if neutral is None:
@@ -188,8 +188,8 @@ class AUNet(nn.Module):
             neutral: of the same person, from :meth:`neutral_features`, batch B or 1; None: not known.
 
         Returns:
-            'intensity' (B, K) in 0-5; 'expected' (B, K), what it was before :meth:`report`; 'logits' (B, K, 5) of P(y >= 1..5); 'features'
-            (B, hidden); 'expected_error' (B,), the mean absolute error over the AUs that the model expects of this reading.
+            'intensity' (B, K) in 0-5, 'logits' (B, K, 5) of P(y >= 1..5), 'features' (B, hidden), 'expected_error' (B,) mean absolute error
+            over the AUs that the model expects of this reading.
         """
         return self.answer(self.crop_features(crop), landmarks, has_landmarks, neutral, has_neutral, has_crop)
 
@@ -209,43 +209,21 @@ class AUNet(nn.Module):
         points are the same, so the mixed reading is as monotone as either.
         """
         said = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
-        known = _known(look, neutral, has_neutral)
         if not bool(self.landmark_share.any()):
-            return {**said, "intensity": self.report(said["expected"], known)}
+            return said
         on = torch.ones(len(look), dtype=torch.bool, device=look.device)
         both = has_landmarks if has_crop is None else has_landmarks & has_crop
         share = (self.landmark_share * both.float()[:, None])[..., None]
         alone = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, ~on))
         logits = said["logits"] + share * (alone["logits"] - said["logits"])
-        expected = torch.sigmoid(logits).sum(-1)
-        return {**said, "logits": logits, "expected": expected, "intensity": self.report(expected, known)}
-
-    def report(self, expected: Tensor, has_neutral: Tensor) -> Tensor:
-        """What is reported of (B, K) expected intensities, 0-5, with the neutral known or not (B,): linear between :data:`KNOTS`, rising.
-
-        An expectation is drawn to the mean by all that the model cannot know: it never says 0, and hardly ever 5. ``readout`` (2, K, 18)
-        leads it halfway back to how intensities are distributed, learnt on people of known truth
-        (:func:`personalize.base.fit_readout`). Order, and with it AUC, stays.
-        """
-        at = torch.bucketize(expected.detach(), self.knots[1:-1].contiguous())
-        table = self.readout[has_neutral.long()]
-        low, high = table.gather(-1, at[..., None])[..., 0], table.gather(-1, at[..., None] + 1)[..., 0]
-        start, end = self.knots[at], self.knots[at + 1]
-        return low + (high - low) * (expected - start) / (end - start)
+        return {**said, "logits": logits, "intensity": torch.sigmoid(logits).sum(-1)}
 
     def read(self, fused: Tensor) -> dict[str, Tensor]:
-        """(B, hidden) fused features to what :meth:`forward` returns, but for 'intensity'."""
+        """(B, hidden) fused features to what :meth:`forward` returns."""
         logits = self.head(fused)
-        expected = torch.sigmoid(logits).sum(-1)
-        doubt = self.doubt(torch.cat([fused, expected], 1).detach())[:, 0]
-        return {"expected": expected, "logits": logits, "features": fused, "expected_error": doubt}
-
-
-def _known(look: Tensor, neutral: dict[str, Tensor] | None, has_neutral: Tensor | None) -> Tensor:
-    """(B,) bool: of whom the neutral is known."""
-    if neutral is None or has_neutral is None:
-        return torch.full((len(look),), neutral is not None, device=look.device)
-    return has_neutral
+        intensity = torch.sigmoid(logits).sum(-1)
+        doubt = self.doubt(torch.cat([fused, intensity], 1).detach())[:, 0]
+        return {"intensity": intensity, "logits": logits, "features": fused, "expected_error": doubt}
 
 
 def ordinal_loss(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -31,18 +31,15 @@ class Reading:
     """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile.
 
     certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
-    expected: (N, K) intensities that the base expects, before it is decided what to report of them: what a fit, and the choice of a
-    neutral, go by.
     """
 
     base: np.ndarray
     personal: np.ndarray | None
     certainty: np.ndarray
-    expected: np.ndarray
 
     def __getitem__(self, rows: slice) -> Reading:
         """Some of the faces."""
-        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows], self.expected[rows])
+        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows])
 
     @property
     def best(self) -> np.ndarray:
@@ -102,42 +99,30 @@ class Reader:
     def read(self, observations: Sequence[Observation]) -> Reading:
         """Intensities of some faces, any number, in one batch."""
         if not observations:
-            nobody = np.zeros((0, len(AUS)), np.float32)
-            return Reading(nobody, None, np.zeros(0, np.float32), nobody)
+            return Reading(np.zeros((0, len(AUS)), np.float32), None, np.zeros(0, np.float32))
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
         said = _read(self.net, self.net.project(maps), batch)
-        expected, certainty = said["expected"], np.clip(1 - said["expected_error"], 0, 1)
-        base = reported(self.net, expected)
+        base, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
         if self.own is None or self.profile is None:
-            return Reading(base, None, certainty, expected)
+            return Reading(base, None, certainty)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
-        personal = blend(expected, _read(self.own, look, batch, self.neutral)["expected"], self.profile.gate, self.profile.trust)
-        known = self.profile.gate if self.neutral is not None else 0.0
-        return Reading(base, reported(self.own, personal, known, self.profile.offsets), certainty, expected)
+        personal = _read(self.own, look, batch, self.neutral)["intensity"]
+        return Reading(base, blend(base, personal, self.profile.gate, self.profile.trust, self.profile.offsets), certainty)
 
 
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
     said = net.answer(look, batch["landmarks"], batch["has_landmarks"], neutral)
-    return {key: said[key].cpu().numpy() for key in ("expected", "expected_error")}
+    return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
 
 
-def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """(N, K) expected intensities: the base's, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it."""
+def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N, K) of what is reported: the base's reading, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it;
+    then what the person shows at rest is taken out, see :func:`without_rest`."""
     moved = np.clip(personal - base, -np.asarray(trust), np.asarray(trust))
-    return np.asarray(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), np.float32)
-
-
-@torch.inference_mode()
-def reported(net: AUNet, expected: np.ndarray, known: np.ndarray | float = 0.0, offsets: np.ndarray | None = None) -> np.ndarray:
-    """(N, K) of what is reported of expected intensities (:meth:`AUNet.report`), the neutral being used to the extent ``known`` (K,), 0-1
-    (the gate); then what the person shows at rest is taken out, see :func:`without_rest`. Both rise, so that the order of frames stays."""
-    given = torch.from_numpy(np.asarray(expected, np.float32)).to(net.knots.device)
-    without, told = (net.report(given, torch.full((len(given),), flag, device=given.device)).cpu().numpy() for flag in (False, True))
-    found = without + np.asarray(known, np.float32) * (told - without)
-    return found if offsets is None else without_rest(found, offsets)
+    return without_rest(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), offsets)
 
 
 def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class Base:
         self.smoothing = smoothing
 
     def reliability(self) -> np.ndarray:
-        """(K,) ICC of each AU's expected intensity on validation people, from the card; 0 where the card has none."""
+        """(K,) ICC of each AU on validation people, from the card; 0 where the card has none."""
         return np.nan_to_num(self._icc("fused"))
 
     def promise(self) -> np.ndarray:
@@ -47,7 +47,7 @@ class Base:
 
     def _icc(self, mode: str) -> np.ndarray:
         """(K,) ICC on validation people from the card, NaN where it has none."""
-        table = self.card.get("expected", {}).get(mode, {})
+        table = self.card.get("validation", {}).get(mode, {})
         return np.array([table.get(column(au), {}).get("icc", np.nan) for au in AUS], np.float32)
 
     def fresh(self) -> AUNet:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import Said
 
-from personalize import base as base_module
 from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
 from personalize.base import BaseModule, TopModule, best_thresholds, first_weights, read_renders, scores, views_of
@@ -19,7 +18,7 @@ from personalize.config import load_recipe
 from personalize.datasets.mixing import mixed_loss
 from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
-from personalize.model import CROP, KNOTS, POINTS, AUNet
+from personalize.model import CROP, POINTS, AUNet
 from personalize.weights import load_base
 
 K = len(AUS)
@@ -225,38 +224,6 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     assert set(table) == {"plain", "neutral"} and set(table["plain"]) == {*COLUMNS, "mean"}
     card = base.card["validation"]["fused"]["AU12"]["mae"]
     assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
-
-
-def test_readout_is_half_of_the_quantile_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Expected intensities that are half of the true ones, in another order for one AU, unknown for another."""
-    truth = np.repeat(np.linspace(0, 5, 2001)[:, None], K, 1)
-    expected = truth / 2
-    expected[:, 1] = np.random.default_rng(0).permutation(expected[:, 1])  # the map sees distributions, not pairs
-    truth[150:, 2] = np.nan
-    table = base_module.fit_readout(expected, truth)
-    knots = np.array(KNOTS)
-    low = knots <= 2.5
-    for k in (0, 1):
-        np.testing.assert_allclose(table[k, low], 1.5 * knots[low], atol=2e-3)
-        np.testing.assert_allclose(table[k, ~low], (knots[~low] + 5) / 2, atol=2e-3)
-    np.testing.assert_array_equal(table[2], knots.astype(np.float32))
-    assert (np.diff(base_module.fit_readout(np.random.default_rng(1).uniform(0, 3, (500, K)), truth[:500])) > 0).all()
-
-    net, seen = small(), []
-    data = {"person": np.arange(2001) // 3, "neutral": np.arange(2001) % 3 == 0}
-    monkeypatch.setattr(base_module, "intensities", lambda d: truth)
-
-    def read(net: AUNet, d: object, mode: str, known: bool, key: str) -> np.ndarray:
-        seen.append((mode, known, key))
-        return expected * (0.5 if known else 1)
-
-    monkeypatch.setattr(base_module, "read_renders", read)
-    base_module.set_readout(net, data)
-    assert seen == [("fused", False, "expected"), ("fused", True, "expected")]
-    judged = np.arange(2001) % 3 != 0  # the picture that serves as the neutral has no say
-    for known in (0, 1):
-        want = base_module.fit_readout(expected[judged] * (0.5 if known else 1), truth[judged])
-        np.testing.assert_array_equal(net.readout[known].numpy(), want)
 
 
 def test_training_starts_from_a_base_that_is_there() -> None:

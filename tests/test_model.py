@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from personalize.aus import AUS
-from personalize.model import CROP, KNOTS, POINTS, AUNet, OrdinalHead, ordinal_loss
+from personalize.model import CROP, POINTS, AUNet, OrdinalHead, ordinal_loss
 from personalize.weights import load_base, save_base
 
 K = len(AUS)
@@ -233,27 +233,3 @@ def test_landmarks_have_their_share_of_the_latent() -> None:
         torch.testing.assert_close(mixed["intensity"], torch.sigmoid(mixed["logits"]).sum(-1))
         torch.testing.assert_close(net(crop, points, has, has_crop=off)["logits"], alone["logits"])
         torch.testing.assert_close(net(crop, points, off)["logits"], plain(crop, points, off)["logits"])
-
-
-def test_what_is_reported_is_read_off_the_table_of_those_with_or_without_a_neutral(net: AUNet, faces: dict[str, Tensor]) -> None:
-    own = make_net()
-    draw = torch.Generator().manual_seed(3)
-    rising = torch.rand(2, K, len(KNOTS), generator=draw).cumsum(-1)
-    own.readout.copy_(5 * (rising - rising[..., :1]) / (rising[..., -1:] - rising[..., :1]))
-    expected = torch.cat([5 * torch.rand(40, K, generator=draw), torch.zeros(1, K), torch.full((1, K), 5.0)]).requires_grad_()
-    known = torch.arange(42) % 2 == 0
-    said = own.report(expected, known)
-    for i in range(42):
-        for k in range(K):
-            want = np.interp(float(expected[i, k]), KNOTS, own.readout[int(known[i]), k].numpy())
-            assert float(said[i, k]) == pytest.approx(want, abs=1e-5)
-    said.sum().backward()
-    assert expected.grad is not None and bool((expected.grad > 0).all())
-    with torch.no_grad():
-        neutral = net.neutral_features(faces["crop"], faces["landmarks"])
-        for given, has in ((None, None), (neutral, None), (neutral, torch.tensor([True, False, True]))):
-            plain, led = net(**faces, neutral=given, has_neutral=has), own(**faces, neutral=given, has_neutral=has)
-            flags = torch.full((3,), given is not None) if has is None else has
-            torch.testing.assert_close(plain["intensity"], plain["expected"])
-            torch.testing.assert_close(led["expected"], plain["expected"])
-            torch.testing.assert_close(led["intensity"], own.report(plain["expected"], flags))

@@ -244,9 +244,7 @@ def test_one_face_only_keeps_a_row_a_frame() -> None:
     table = predict.Table(still=False)
     for frame, faces in enumerate([[0, 1], [1], [], [1, 0]]):
         seen = [observation(frame, f) for f in faces]
-        reading = Reading(
-            np.zeros((len(seen), len(AUS)), np.float32), None, np.full(len(seen), 0.5, np.float32), np.zeros((len(seen), len(AUS)))
-        )
+        reading = Reading(np.zeros((len(seen), len(AUS)), np.float32), None, np.full(len(seen), 0.5, np.float32))
         table.add(Frame(frame, frame / 25, np.zeros((1, 1, 3), np.uint8)), seen, reading)
     assert {r[1][3] for r in table.rows} == {0.0, 0.25}, "confidence is the tracker's, times quality, times certainty"
     table.keep(0)
