@@ -3,7 +3,7 @@
     python benchmarks/predict_speed.py CLIP [--profile RUN] [--overlay] [--threads N]
 
 The first line is of the whole command in a process of its own, start-up included, and of its loop alone, as it prints it. The stages are
-then measured one after the other, so that their sum is more than the command takes: there each has a thread of its own.
+then measured one after the other, so that their sum is more than the command takes: there they run side by side.
 """
 
 from __future__ import annotations

@@ -215,8 +215,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
         check_target(output, media.path, Path(args.labels))
     reader = open_reader(args.profile, args.base)
     # The tracker as predict has it: with one face only, MediaPipe smooths its points and the figures would be those of other readings.
-    tracker = args.tracker or "mediapipe", registry.check_options("trackers", args.tracker or "mediapipe", {})
-    found = evaluate(media, labels, reader, tracker, args.face, args.threshold)
+    name = args.tracker or "mediapipe"
+    found = evaluate(media, labels, reader, (name, registry.check_options("trackers", name, {})), args.face, args.threshold)
     if output is not None:
         write_json(output, found)
     _print(found)
