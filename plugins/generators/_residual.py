@@ -147,24 +147,35 @@ class ResidualNet(nn.Module):
         """
         code = self.say(said)
         seen = torch.cat([guide - 0.5, ratio], 1)
-        x1 = self.down1(self.enter(torch.cat([F.pixel_unshuffle(seen, 2), changes, maps], 1)), code)
+        # Where an AU nowhere changes, its channels are 0, and what it would add is: a picture asks for few, the rest is not computed.
+        moved = torch.nonzero(changes.flatten(2).any(2).any(0)).flatten()
+        moved = moved if len(moved) else moved.new_zeros(1)
+        changes, n = changes[:, moved], len(moved)
+        first, last = 16, 16 + K
+        used = torch.cat([torch.arange(first, device=moved.device), first + moved, torch.arange(last, last + MAPS, device=moved.device)])
+        x = torch.cat([F.pixel_unshuffle(seen, 2), changes, maps], 1)
+        x1 = self.down1(F.conv2d(x, self.enter.weight[:, used], self.enter.bias, padding=1), code)
         x2 = self.down2(F.avg_pool2d(x1, 2), code)
         x3 = self.middle(self.down3(F.avg_pool2d(x2, 2), code), code)
         x2 = self.up2(torch.cat([_twice(x3), x2], 1), code)
         x1 = self.up1(torch.cat([_twice(x2), x1], 1), code)
-        heads = self.heads(x1)
-        each = heads[:, : 6 * K].unflatten(1, (K, 6))
+        six = torch.arange(6, device=moved.device)
+        rows = torch.cat([(6 * moved[:, None] + six).flatten(), 6 * K + six[:4]])
+        heads = F.conv2d(x1, self.heads.weight[rows], self.heads.bias[rows])  # type: ignore[index]
+        each = heads[:, : 6 * n].unflatten(1, (n, 6))
         mask = torch.sigmoid(each[:, :, 3] + 1)
         strong = changes * mask
         shading = torch.einsum("bkhw,bkchw->bchw", strong, 2 * torch.tanh(each[:, :, :3]))
         flow = torch.einsum("bkhw,bkchw->bchw", changes, 8 * torch.tanh(each[:, :, 4:]))
-        fine = self.detail(torch.cat([F.pixel_shuffle(x1, 2), seen], 1))
+        look, bend, tell = self.detail
+        fine = bend(look(torch.cat([F.pixel_shuffle(x1, 2), seen], 1)))
+        fine = F.conv2d(fine, tell.weight[moved], tell.bias[moved])  # type: ignore[index]
         detail = (torch.tanh(fine) * _twice(strong)).sum(1, keepdim=True)
-        opacity = torch.sigmoid(heads[:, 6 * K + 3 :] - 2) * maps[:, 12:13]
+        opacity = torch.sigmoid(heads[:, 6 * n + 3 :] - 2) * maps[:, 12:13]
         return {
             "shading": _twice(shading) + detail,
             "flow": _twice(flow),
-            "fill": torch.sigmoid(heads[:, 6 * K : 6 * K + 3]),
+            "fill": torch.sigmoid(heads[:, 6 * n : 6 * n + 3]),
             "opacity": opacity,
         }
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from torch.nn import functional as F
 
 import personalize
 from personalize import ui
+from personalize.ahead import Prefetch
 from personalize.aus import AUS
 from personalize.errors import ConfigError
+from personalize.generators import Request, Sample
 from personalize.identity import Identity
 from personalize_plugins.generators import _residual
-from personalize_plugins.generators.mesh_warp import SHOWN, MeshWarp, _Source
+from personalize_plugins.generators.mesh_warp import SHOWN, MeshWarp, _Draft, _Source
 
 WEIGHTS = Path(personalize.__file__).parent / "assets" / "au_residual.safetensors"
 
@@ -43,6 +47,17 @@ def load_net(weights: Path) -> _residual.ResidualNet:
     if card["aus"] != list(AUS):
         raise ConfigError(f"the weights of au_residual at {weights} know other AUs than this version of personalize: train them anew.")
     return net.eval().requires_grad_(False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small pictures are convolved faster by one thread beside the one that warps than by threads that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class AuResidual(MeshWarp):
@@ -116,15 +131,27 @@ class AuResidual(MeshWarp):
         }
         return drawn.image, {k: torch.from_numpy(v)[None] for k, v in batch.items()}
 
-    def render(
-        self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float], rng: np.random.Generator
-    ) -> np.ndarray:
-        """(S, S, 3) uint8. Arguments as :meth:`MeshWarp.render`."""
-        if not strength.any() and jaw == 0 and part == 0:
-            return super().render(source, strength, jaw, part, turn, rng)
-        guide, batch = self._inputs(source, strength, jaw, part, turn)
-        with torch.inference_mode():
-            return _residual.correct_picture(self._net, guide, batch)
+    def generate(self, requests: list[Request]) -> list[Sample | None]:
+        """As mesh_warp's; the next pictures are warped while the network corrects one."""
+        samples: list[Sample | None] = []
+        with Prefetch(map(self._guided, requests), depth=4) as ahead, _one_thread(), torch.inference_mode():
+            for guided in ahead:
+                if guided is not None:
+                    draft, guide, batch = guided
+                    samples.append(draft.finished(guide if batch is None else _residual.correct_picture(self._net, guide, batch)))
+                else:
+                    samples.append(None)
+        return samples
+
+    def _guided(self, request: Request) -> tuple[_Draft, np.ndarray, dict[str, Tensor] | None] | None:
+        """What answers a request, its guide and the network's inputs, None where it has nothing to correct."""
+        draft = self._draft(request)
+        if draft is None:
+            return None
+        d = draft
+        if not d.strength.any() and d.jaw == 0 and d.part == 0:
+            return d, self.render(d.source, d.strength, d.jaw, d.part, d.turn, d.rng), None
+        return d, *self._inputs(d.source, d.strength, d.jaw, d.part, d.turn)
 
     def _tune(self, identity: Identity, seed: int, batch_size: int = 4, lr: float = 3e-4, hold: float = 0.02) -> None:
         """Tune FiLM, the last block and the heads on pairs of the clip's frames: a calm one, and one in nearly its pose that shows more.

@@ -11,9 +11,9 @@ from torch.optim import Adam
 from personalize import ui
 from personalize.aus import AUS
 from personalize.errors import ConfigError
-from personalize.generators import Request, Sample
+from personalize.generators import Request
 from personalize_plugins.generators import _gan
-from personalize_plugins.generators.mesh_warp import _AU25, _AU26, _Source
+from personalize_plugins.generators.mesh_warp import _AU25, _AU26, _Draft, _Source
 from personalize_plugins.generators.pix2pix import ClipGAN, Frames, check_positive, device, to_image, to_tensor
 
 CRITIC_STEPS = 5
@@ -101,12 +101,12 @@ class GANimation(ClipGAN):
         x = to_tensor(source.image[None]).to(device())
         return to_image(self._net(x, torch.from_numpy(aus)[None].to(device()))[0][0])
 
-    def _answer(self, request: Request) -> Sample | None:
-        sample = super()._answer(request)
-        if sample is not None:
-            sample.info |= {"pitch_change": 0.0, "yaw_change": 0.0}  # the pose is the source frame's
-            sample.target[[_AU25, _AU26]] = request.aus.get(25, 0.0), request.aus.get(26, 0.0)  # nothing measures the mouth
-        return sample
+    def _draft(self, request: Request) -> _Draft | None:
+        draft = super()._draft(request)
+        if draft is not None:
+            draft.sample.info |= {"pitch_change": 0.0, "yaw_change": 0.0}  # the pose is the source frame's
+            draft.sample.target[[_AU25, _AU26]] = request.aus.get(25, 0.0), request.aus.get(26, 0.0)  # nothing measures the mouth
+        return draft
 
 
 def critic_loss(

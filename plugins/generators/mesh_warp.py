@@ -10,7 +10,7 @@ AU25 and AU26 are what the lips' gap and the chin's drop measure (AU10, AU16 and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -125,7 +125,8 @@ def displacement(strength: np.ndarray, jaw: float = 0.0, part: float = 0.0, aper
     mesh = load_mesh()
     scaled = strength / MAX_INTENSITY
     scaled = scaled.astype(np.float32)
-    move = np.tensordot(scaled, mesh.fields, axes=([0, 1], [0, 1]))
+    asked = scaled.any(0)
+    move = np.einsum("sk,sknx->nx", scaled[:, asked], mesh.fields[:, asked])
     for side in (0, 1):
         move += (aperture[side] - 1.0) * scaled[side, _AU43] * mesh.fields[side, _AU43]
     return np.asarray(move + jaw * mesh.jaw + part * mesh.part, np.float32)
@@ -372,9 +373,11 @@ class MeshWarp(Generator):
 
         Raises InputError for an AU that the base model does not read.
         """
-        return [self._answer(r) for r in requests]
+        drafts = map(self._draft, requests)
+        return [None if d is None else d.finished(self.render(d.source, d.strength, d.jaw, d.part, d.turn, d.rng)) for d in drafts]
 
-    def _answer(self, request: Request) -> Sample | None:
+    def _draft(self, request: Request) -> _Draft | None:
+        """What the picture that answers a request is drawn from; None where there is none."""
         for au in request.aus:
             if au not in AUS:
                 raise InputError(f"AU{au} is none that the base model reads: {', '.join(map(str, AUS))}")
@@ -395,7 +398,6 @@ class MeshWarp(Generator):
         gain = np.exp(rng.normal(0, self.gain_spread, (1, len(AUS))) + rng.normal(0, 0.4 * self.gain_spread, (2, len(AUS))))
         gain[:, _AU43] = 1.0  # closed is closed
         jaw, part, gap, drop = self._mouth(delta, asked)
-        image = self.render(source, delta * gain, jaw, part, turn, rng)
         target = np.where(asked, wanted, 0.0).astype(np.float32)
         calm = source.activity < 4.0
         known = (asked & (delta > -0.5)) | (~asked & (shown == 0) & calm)  # an expression that is warped away leaves traces
@@ -404,7 +406,8 @@ class MeshWarp(Generator):
             known[_AU25] = known[_AU26] = True
         info = {"pitch_change": float(np.degrees(turn[0])), "yaw_change": float(np.degrees(turn[1])), "jaw": jaw, "part": part}
         info |= {f"gain{au}": float(gain[:, k].mean()) for k, au in enumerate(AUS) if wanted[k] > 0}
-        return Sample(image, target, known, request, source.index, info)
+        sample = Sample(source.image, target, known, request, source.index, info)
+        return _Draft(source, delta * gain, jaw, part, turn, rng, sample)
 
     def _choose(self, request: Request, rng: np.random.Generator) -> tuple[_Source | None, tuple[float, float]]:
         """The calm frame nearest in pose, and how far it has to be turned (pitch, yaw)."""
@@ -578,16 +581,19 @@ class MeshWarp(Generator):
         mesh = load_mesh()
         share = np.clip(np.abs(strength).mean(0) / MAX_INTENSITY, 0, 1) * np.sign(strength.mean(0))
         depth = np.array([np.sign(share[AUS.index(a)]) * abs(share[AUS.index(a)]) ** 1.15 for a in mesh.relief_aus]) * self._crease
-        relief = np.tensordot(depth.astype(np.float32), self._relief, axes=1)
+        creased = depth != 0
+        relief = np.einsum("w,wij->ij", depth[creased].astype(np.float32), self._relief[creased])
         rows, columns, weights, corners = flow.skin()
         field = np.ones((self.size, self.size), np.float32)
         if len(rows) == 0:
             return field
         skin = mesh.faces[mesh.groups == SKIN]
         moved = vertex_normals(after, skin)
-        normal_before = np.einsum("nkx,nk->nx", source.normal[corners], weights)
+        weights = weights.astype(np.float32)  # half the time of double, thousands of pixels long
+        normal_before = np.einsum("nkx,nk->nx", source.normal.astype(np.float32)[corners], weights)
         # the change of the mesh's normals, on top of the source's smoother ones
-        normal_after = normal_before + np.einsum("nkx,nk->nx", (moved - vertex_normals(before, skin))[corners], weights)
+        bent = (moved - vertex_normals(before, skin)).astype(np.float32)
+        normal_after = normal_before + np.einsum("nkx,nk->nx", bent[corners], weights)
         uv = np.einsum("nkx,nk->nx", mesh.chart[corners], weights).astype(np.float32)
         side = relief.shape[1]
         x, y = (uv * side - 0.5).T
@@ -603,13 +609,31 @@ class MeshWarp(Generator):
         light = source.light
 
         def brightness(normal: np.ndarray, turn: np.ndarray) -> np.ndarray:
-            unit = normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-            return np.asarray(np.maximum(light[0] + unit @ turn.T @ light[1:], 0.15))
+            towards = normal @ (turn.T @ light[1:]).astype(np.float32)
+            length = np.sqrt(np.einsum("nx,nx->n", normal, normal))
+            return np.asarray(np.maximum(light[0].astype(np.float32) + towards / np.maximum(length, 1e-6), 0.15))
 
         ratio = brightness(normal_after, rotation) / brightness(normal_before, rotation)
         ratio *= np.clip(1.0 + 0.35 * np.minimum(value[:, 0], 0.0), 0.4, 1.0)  # furrows see less of the sky
         field[rows, columns] = np.clip(ratio, 0.45, 1.6)
         return np.asarray(cv2.GaussianBlur(field, (0, 0), 0.7))
+
+
+@dataclass
+class _Draft:
+    """A picture to be drawn: the arguments of :meth:`MeshWarp.render`, and the sample that it is for, as yet with the source's picture."""
+
+    source: _Source
+    strength: np.ndarray
+    jaw: float
+    part: float
+    turn: tuple[float, float]
+    rng: np.random.Generator
+    sample: Sample
+
+    def finished(self, image: np.ndarray) -> Sample:
+        """The sample with its picture."""
+        return replace(self.sample, image=image)
 
 
 @dataclass
@@ -631,7 +655,6 @@ class _Flow:
     """
 
     def __init__(self, source: np.ndarray, target: np.ndarray, still: np.ndarray, closing: list[bool], size: int, shut: np.ndarray) -> None:
-        mesh = load_mesh()
         self.size = size
         centre = source[_OVAL, :2].mean(0)
         pieces_source, pieces_target = [source[:468, :2]], [target[:468, :2]]
@@ -650,21 +673,19 @@ class _Flow:
             across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1.0)
             origin[upper] -= inset * across
             origin[lower] += inset * across
-        faces, groups = (
-            np.concatenate([mesh.faces, _ring_faces()]),
-            np.concatenate([mesh.groups, np.full(len(_ring_faces()), AROUND, np.uint8)]),
-        )
+        faces, groups, over = _all_faces()
         depth = np.concatenate([target[:468, 2], np.full(len(self.target) - 468, 1e6)])[faces].mean(1)
         depth[groups == EYE] += 1e3  # a lid lies over the ball
         depth[groups == MOUTH] += 1e3
-        depth[_over(groups, faces)] -= 2.0  # where they meet, the upper lid and the upper lip end over the lower: one line, not dots
+        depth[over] -= 2.0  # where they meet, the upper lid and the upper lip end over the lower: one line, not dots
         order = np.argsort(-depth, kind="stable")
         canvas = np.full((size, size), -1, np.int32)
         corners = np.round(self.target[faces] * 16).astype(np.int32)
         a, b, c = (self.target[faces[:, i]] for i in range(3))
         area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-        for f in order[np.abs(area[order]) > 1e-3]:
-            cv2.fillConvexPoly(canvas, corners[f], int(f), cv2.LINE_8, 4)
+        order = order[np.abs(area[order]) > 1e-3]
+        for f, corner in zip(order.tolist(), corners[order], strict=True):
+            cv2.fillConvexPoly(canvas, corner, f, cv2.LINE_8, 4)
         self.rows, self.columns = np.nonzero(canvas >= 0)
         self.face = canvas[self.rows, self.columns]
         self.faces, self.groups = faces, groups
@@ -709,13 +730,18 @@ class _Flow:
 
 
 @cache
+def _all_faces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triangles (M, 3) of the mesh and of the rings around it, their groups (M,), and which are skin along the margins of upper lids and
+    upper lip (M,)."""
+    mesh = load_mesh()
+    faces = np.concatenate([mesh.faces, _ring_faces()])
+    groups = np.concatenate([mesh.groups, np.full(len(_ring_faces()), AROUND, np.uint8)])
+    return faces, groups, (groups == SKIN) & np.isin(faces, _upper_edges()).any(1)
+
+
+@cache
 def _upper_edges() -> np.ndarray:
     return np.concatenate([_UPPER_INNER, _LIDS[0][0], _LIDS[1][0]])
-
-
-def _over(groups: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(M,) bool: skin triangles along the margins of upper lids and upper lip."""
-    return np.asarray((groups == SKIN) & np.isin(faces, _upper_edges()).any(1))
 
 
 @cache
