@@ -33,7 +33,6 @@ from personalize.config import load_recipe
 from personalize.errors import PersonalizeError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.metrics import Interval
-from personalize.model import AUNet
 from personalize.synth import dataset
 from personalize.weights import SHIPPED, Base, load_base
 
@@ -273,8 +272,8 @@ class Pictures:
     judged: (N,) bool, all but the references and the people who have none.
     """
 
-    def __init__(self, net: AUNet, data: dict[str, np.ndarray], batch: int = 32) -> None:
-        self.net, self.data = net.eval(), data
+    def __init__(self, base: Base, data: dict[str, np.ndarray], batch: int = 32) -> None:
+        self.base, self.data = base, data
         self.target = data["target"].astype(np.float64)
         self.person = data["person"]
         self.reference = reference_rows(data)
@@ -282,12 +281,12 @@ class Pictures:
         self.points = torch.from_numpy(data["landmarks"].astype(np.float32))
         crop = torch.from_numpy(data["crop"]).permute(0, 3, 1, 2)
         with torch.no_grad():
-            self.looks = torch.cat([net.crop_features(crop[i : i + batch]) for i in range(0, len(crop), batch)])
+            self.looks = torch.cat([base.net.crop_features(crop[i : i + batch]) for i in range(0, len(crop), batch)])
         self._kept: dict[str, dict[str, np.ndarray]] = {}
 
     @torch.no_grad()
     def read(self, way: str) -> dict[str, np.ndarray]:
-        """'intensity' (N, K) and 'expected_error' (N,), read in one of WAYS."""
+        """'intensity' (N, K), as reported, and 'expected_error' (N,), read in one of WAYS."""
         if way not in self._kept:
             w = WAYS[way]
             points = self.points if w.points == "all" else only68(self.points, w.points == "68")
@@ -296,8 +295,9 @@ class Pictures:
             if w.neutral:
                 own = torch.from_numpy(self.reference.clip(0))
                 neutral, has_neutral = {"crop": self.looks[own], "landmarks": points[own]}, torch.from_numpy(self.reference >= 0)
-            read = self.net.answer(self.looks, points, on & w.landmarks, neutral, has_neutral, on & w.crop)
-            self._kept[way] = {k: read[k].double().numpy() for k in ("intensity", "expected_error")}
+            read = self.base.net.answer(self.looks, points, on & w.landmarks, neutral, has_neutral, on & w.crop)
+            reported = self.base.report(read["intensity"].numpy(), float(w.neutral))
+            self._kept[way] = {"intensity": reported.astype(np.float64), "expected_error": read["expected_error"].double().numpy()}
         return self._kept[way]
 
 
@@ -668,10 +668,10 @@ def build(base: Base, args: argparse.Namespace) -> Report:
     """The tables that were asked for, in order."""
     report, wanted = Report(), {int(t) for t in args.tables.split(",")}
     if wanted - {4, 5, 7} or (7 in wanted and not args.train):
-        first = Pictures(base.net, setting_data(args.data, "first", args))
+        first = Pictures(base, setting_data(args.data, "first", args))
         pictures = [first]
         if 2 in wanted:
-            pictures.append(Pictures(base.net, setting_data(args.second or args.data, "second", args)))
+            pictures.append(Pictures(base, setting_data(args.second or args.data, "second", args)))
         judge = Judge(args.draws, *pictures)
         if 1 in wanted:
             branch_tables(report, judge, first)
@@ -680,7 +680,7 @@ def build(base: Base, args: argparse.Namespace) -> Report:
         if 3 in wanted:
             conditional_table(report, judge, first)
     if wanted & {4, 5}:
-        turned = Pictures(base.net, turned_data(args.data, args.turned, args.workers))
+        turned = Pictures(base, turned_data(args.data, args.turned, args.workers))
         own = Judge(args.draws, turned)
         for table, kind in ((4, TURNED), (5, SIZED)):
             if table in wanted:

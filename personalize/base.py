@@ -29,7 +29,7 @@ from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
 from .errors import ConfigError
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
-from .weights import SHIPPED, Base, load_base, save_base
+from .weights import KNOTS, SHIPPED, Base, load_base, save_base
 
 __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
 
@@ -136,8 +136,8 @@ def references(data: dict[str, np.ndarray]) -> dict[int, int]:
 
 @torch.no_grad()
 def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", with_neutral: bool = False, batch: int = 32) -> np.ndarray:
-    """(N, K) intensities of tracked renders. mode: 'fused', 'crop' or 'landmarks' (the other branch switched off); with_neutral: each
-    person's first neutral picture is given."""
+    """(N, K) expected intensities of tracked renders. mode: 'fused', 'crop' or 'landmarks' (the other branch switched off); with_neutral:
+    each person's first neutral picture is given."""
     net.eval()
     crop = torch.from_numpy(data["crop"]).permute(0, 3, 1, 2)
     looks = torch.cat([net.crop_features(crop[i : i + batch]) for i in range(0, len(crop), batch)])
@@ -164,8 +164,25 @@ def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, fl
     return out
 
 
+def fit_readout(expected: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(K, 18) what to report at :data:`~personalize.weights.KNOTS`: halfway from the (N, K) expected intensities to those that stand in the
+    same place among the true ones (quantile mapping). Half: all the way adds noise where the model knows little (docs/results.md).
+
+    target: (N, K), NaN where unknown; an AU with fewer than 200 known intensities is reported as it is.
+    """
+    knots = np.array(KNOTS)
+    out = np.repeat(knots[None], expected.shape[1], 0)
+    for k in range(expected.shape[1]):
+        known = ~np.isnan(target[:, k])
+        if known.sum() >= 200:
+            a, b = np.sort(expected[known, k]), np.sort(target[known, k])
+            same = np.interp(knots, [0, *a.clip(1e-3, 4.999), 5], [0, *b, 5])
+            out[k] = (knots + np.maximum.accumulate(same)) / 2
+    return out
+
+
 def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, occurrence: np.ndarray) -> np.ndarray:
-    """(K,) intensity from which an AU counts as present (B level, 2, in the labels): the best F1 on validation people, within 0.5-3."""
+    """(K,) expected intensity from which an AU counts as present (B level, 2, in the labels): best F1 on validation people, in 0.5-3."""
     grid = np.arange(0.5, 3.01, 0.1)
     best = []
     for k in range(prediction.shape[1]):
@@ -297,6 +314,7 @@ def fit(
     named = data.card()
     only_synthetic = named["sources"] == [SYNTHETIC]
     held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
+    readings = {known: read_renders(best, validation, "fused", known)[judged] for known in (False, True)}
     card: dict[str, Any] = {
         "name": folder.name,
         "personalize": __version__,
@@ -308,9 +326,13 @@ def fit(
         "recipe": recipe,
         "command": "personalize base fit --recipe base",
         "hours": round((time.time() - started) / 3600, 2),
+        "readout": {
+            name: fit_readout(readings[known], truth[judged]).round(3).tolist() for name, known in (("alone", False), ("neutral", True))
+        },
+        # Of expected intensities, by which gates go.
         "validation": {
-            f"{mode}{'+neutral' if neutral else ''}": scores(read_renders(best, validation, mode, neutral)[judged], truth[judged])
-            for mode, neutral in (("fused", False), ("fused", True), ("crop", False), ("landmarks", False))
+            **{f"fused{'+neutral' if known else ''}": scores(read, truth[judged]) for known, read in readings.items()},
+            **{mode: scores(read_renders(best, validation, mode)[judged], truth[judged]) for mode in ("crop", "landmarks")},
         },
     }
     save_base(path, best, card)
@@ -341,10 +363,10 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
         known = base.card.get("data_sources", {}).get("people", ())
         tables = evaluate_sources(
-            lambda d, neutral: read_renders(base.net, d, "fused", neutral),
+            lambda d, neutral: base.report(read_renders(base.net, d, "fused", neutral), float(neutral)),
             args.sources,
             Path(args.cache),
-            base.thresholds,
+            np.stack([base.thresholds, base.thresholds_with(1.0)]),
             args.fold,
             known,
         )
@@ -359,7 +381,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
         dataset.make(folder, "validation", world["validation_people"], world["pictures"], world["size"], world["workers"])
     data = dataset.load(folder, "validation")
     judged = ~np.isin(np.arange(len(data["target"])), list(references(data).values()))
-    found = {n: scores(read_renders(base.net, data, "fused", n)[judged], data["target"][judged]) for n in (False, True)}
+    found = {
+        n: scores(base.report(read_renders(base.net, data, "fused", n)[judged], float(n)), data["target"][judged]) for n in (False, True)
+    }
     rows = []
     for name in COLUMNS:
         a, b = found[False][name], found[True][name]

@@ -236,8 +236,9 @@ def _read_base(job: Job) -> dict[str, Any]:
     except InputError:  # nothing to calibrate with, which is no reason to leave the person out
         support, support_frames = [], 0
     reader = Reader(base)
-    calm, read = read_all(reader, support), read_all(reader, query)
-    neutral = find_neutral(support, calm) if support else None
+    read = read_all(reader, query)
+    calm = [reader.read(support[i : i + 64]) for i in range(0, len(support), 64)]
+    neutral = find_neutral(support, np.concatenate([c.expected for c in calm])) if support else None
     out: dict[str, Any] = {
         "frames": frames,
         "indices": [o.frame for o in query],
@@ -247,16 +248,17 @@ def _read_base(job: Job) -> dict[str, Any]:
         "thresholds": base.thresholds,
         BASE: read,
         # A clip without any usable frame has no neutral: nothing is subtracted.
-        "rest": np.zeros(len(AUS)) if neutral is None else calm[neutral.indices].mean(0),
+        "rest": np.zeros(len(AUS)) if neutral is None else np.concatenate([c.base for c in calm])[neutral.indices].mean(0),
         "neutral_confidence": 0.0 if neutral is None else neutral.confidence,
         NEUTRAL_INPUT: read,
+        "neutral_thresholds": base.thresholds,
     }
     if neutral is not None:
         features = neutral_features(base.net, neutral)
         wide = np.full(len(AUS), MAX_INTENSITY, np.float32)
         profile = Profile("untrained", base.name, base.sha256, neutral=features, gate=np.ones(len(AUS), np.float32), trust=wide)
-        profile.thresholds = base.thresholds
         out[NEUTRAL_INPUT] = read_all(Reader(base, profile), query)
+        out["neutral_thresholds"] = base.thresholds_with(1.0)
     return out
 
 
@@ -399,7 +401,7 @@ def methods_of(job: Job) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.nda
     base = json.loads(job.parts[BASE].read_text(encoding="utf-8"))
     read, thresholds = np.array(base[BASE]), np.array(base["thresholds"])
     methods = {name: (values, thresholds) for name, values in calibrations(read, np.array(base["rest"])).items()}
-    methods[NEUTRAL_INPUT] = (np.array(base[NEUTRAL_INPUT]), thresholds)
+    methods[NEUTRAL_INPUT] = (np.array(base[NEUTRAL_INPUT]), np.array(base["neutral_thresholds"]))
     facts: dict[str, Any] = {
         "support": asdict(job.support),
         "query": asdict(job.query),

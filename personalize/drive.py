@@ -73,8 +73,8 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
 
     def flush() -> None:
         reading = reader.read(waiting)
-        for o, base, best in zip(waiting, reading.base, reading.best, strict=True):
-            read.setdefault(o.face_id, {})[o.frame] = (base, best, np.asarray(o.pose, np.float32))
+        for o, expected, best in zip(waiting, reading.expected, reading.best, strict=True):
+            read.setdefault(o.face_id, {})[o.frame] = (expected, best, np.asarray(o.pose, np.float32))
         waiting.clear()
 
     with (
@@ -103,8 +103,10 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
         if reader.profile is None:
-            offsets = offsets_at(values[present], neutral.confidence, reader.thresholds)
-            values = without_rest(values, offsets).astype(np.float64)
+            base, frames = reader.base, sorted(mine)
+            expected = np.stack([mine[f][0] for f in frames])
+            offsets = offsets_at(expected, neutral.confidence, base.expected_thresholds)
+            values[frames] = base.report(without_rest(expected, offsets))
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     stamps = np.array(times)

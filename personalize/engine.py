@@ -40,7 +40,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at
+from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Survey, observe
 from .video import Media, open_media
@@ -169,7 +169,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
             f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
         )
     reader = Reader(base)
-    intensity = np.concatenate([reader.read(observations[i : i + 64]).base for i in range(0, len(observations), 64)])
+    intensity = np.concatenate([reader.read(observations[i : i + 64]).expected for i in range(0, len(observations), 64)])
     neutral = find_neutral(observations, intensity, neutral_at)
     identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
     lacks = []
@@ -369,6 +369,7 @@ class Session:
 
     @torch.no_grad()
     def _read(self, net: AUNet, batch: dict[str, Tensor], neutral: bool) -> np.ndarray:
+        """(N, K) expected intensities."""
         out = []
         rest = None
         if neutral and self.neutral is not None:
@@ -424,8 +425,9 @@ class Session:
         if self.neutral is not None and self.identity.neutral is not None:
             neutral = {k: v.float() for k, v in neutral_features(self.net, self.identity.neutral).items()}
         own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
-        offsets = self._offsets(own, opened, trust)
-        thresholds = self._thresholds(own, opened, trust, offsets)
+        read = blend(self.identity.intensity, own, opened, trust)
+        offsets = self._offsets(read)
+        thresholds = self._thresholds(without_rest(read, offsets), opened if self.neutral is not None else np.zeros_like(opened))
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -530,18 +532,20 @@ class Session:
         buffer.add(rows, self.identity.name)
         buffer.save(path)
 
-    def _offsets(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray) -> np.ndarray:
-        """(K,) see :func:`offsets_at`; 0 without a neutral. own: (N, K) of the clip's frames by the adapted network."""
+    def _offsets(self, read: np.ndarray) -> np.ndarray:
+        """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) expected in the clip's frames."""
         if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        read = blend(self.identity.intensity, own, opened, trust, np.zeros(len(AUS)))
-        return offsets_at(read, self.confidence, self.base.thresholds)
+        return offsets_at(read, self.confidence, self.base.expected_thresholds)
 
-    def _thresholds(self, own: np.ndarray, opened: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """The base's thresholds; where labels show both states, the one with the best F1 on them. own: as in :meth:`_offsets`."""
-        thresholds = self.base.thresholds.copy()
+    def _thresholds(self, expected: np.ndarray, told: np.ndarray) -> np.ndarray:
+        """(K,) reported intensities: the base's thresholds; where labels show both states, the one with the best F1 on them.
+
+        expected: (N, K) in the clip's frames, without what the person shows at rest; told: (K,) 0-1, how far the neutral tells.
+        """
+        thresholds = self.base.thresholds_with(told)
         if self.known.any():
-            final = blend(self.identity.intensity, own, opened, trust, offsets)
+            final = self.base.report(expected, told)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2

@@ -36,7 +36,7 @@ class Neutral:
 class Identity:
     """One person of a clip, as generators and the fit see them.
 
-    observations: at most a few hundred, spread over the clip, in order of time. intensity: (N, K) what the base model reads in them.
+    observations: at most a few hundred, spread over the clip, in order of time. intensity: (N, K) what the base model expects in them.
     neutral: None where no frame is usable. size: (width, height) of the frames. scheme: of the tracker's landmarks.
     """
 
@@ -65,10 +65,10 @@ class Identity:
 def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seconds: float | None = None) -> Neutral | None:
     """The person's neutral, or None where there is no usable frame.
 
-    intensity: (N, K) of the base model without a neutral. at_seconds: the user's own choice; the frames within a quarter second of it are
-    taken. Otherwise: frames are ranked by summed intensity (speech and blinks count too: an open mouth is not at rest) plus a penalty for
-    turning away and for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are
-    dropped.
+    intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
+    second of it are taken. Otherwise: frames are ranked by summed intensity (speech and blinks count too: an open mouth is not at rest)
+    plus a penalty for turning away and for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree
+    with their median are dropped.
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:

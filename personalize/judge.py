@@ -214,7 +214,7 @@ def untrained(base: Base, identity: Identity) -> Profile:
     neutral = {} if identity.neutral is None else neutral_features(base.net, identity.neutral)
     wide = np.full(len(AUS), MAX_INTENSITY, np.float32)
     profile = Profile("untrained", base.name, base.sha256, neutral=neutral, gate=np.ones(len(AUS), np.float32), trust=wide)
-    profile.thresholds = base.thresholds
+    profile.thresholds = base.thresholds_with(1.0 if neutral else 0.0)
     return profile
 
 
@@ -345,7 +345,7 @@ def _held_out(learned: Samples | None, case: Case) -> dict[str, Any]:
         ways = {"base": (False, False), "neutral": (False, True), "generated": (True, True)}
         read = {way: session.read(held.observations, *flags) for way, flags in ways.items()}
     people = np.zeros(len(held.observations), int).astype(str)
-    scores = {w: metrics.table(r, held.target, held.known, people, case.base.thresholds, held.occurrence) for w, r in read.items()}
+    scores = {w: metrics.table(r, held.target, held.known, people, case.base.expected_thresholds, held.occurrence) for w, r in read.items()}
     names = list(scores["base"])
     table = {au: {w: {m: float(scores[w][au]["pooled"][m]) for m in ("icc", "pcc", "mae", "f1")} for w in ways} for au in names}
     return {"frames": len(held.observations), "trained_on": len(learned), "base": case.base.name, "aus": table}

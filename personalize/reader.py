@@ -1,7 +1,8 @@
 """Reading faces: observations in, AU intensities out, by the base model or by a person's.
 
 A personal reading never replaces the base's blindly: ``base + gate * clip(personal - base, -trust, trust)`` for each AU, the gate as far
-open as the evidence of the person's clip allowed (see :mod:`personalize.gate`).
+open as the evidence of the person's clip allowed (see :mod:`personalize.gate`). All of it with expected intensities; what is reported of
+them is decided last (:meth:`personalize.weights.Base.report`).
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.65, 1.6, 0.2, 0.9
+REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.8, 1.6, 0.3, 1.2
 """An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below, and so much
-of the AU's threshold of presence, are at most halved, but never those above the last share of the threshold. Chosen on validation people
+of the AU's threshold of presence, are halved, but never those above the last multiple of the threshold. Chosen on validation people
 (docs/results.md)."""
+REST_KEPT = 0.02
+"""Share of a reading that stays however far it is below what the person shows at rest."""
 
 
 @dataclass
 class Reading:
     """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile.
+
+    expected: (N, K) of the base, what ``base`` reports of it.
 
     certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
     """
@@ -36,10 +41,12 @@ class Reading:
     base: np.ndarray
     personal: np.ndarray | None
     certainty: np.ndarray
+    expected: np.ndarray
 
     def __getitem__(self, rows: slice) -> Reading:
         """Some of the faces."""
-        return Reading(self.base[rows], None if self.personal is None else self.personal[rows], self.certainty[rows])
+        personal = None if self.personal is None else self.personal[rows]
+        return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows])
 
     @property
     def best(self) -> np.ndarray:
@@ -99,16 +106,19 @@ class Reader:
     def read(self, observations: Sequence[Observation]) -> Reading:
         """Intensities of some faces, any number, in one batch."""
         if not observations:
-            return Reading(np.zeros((0, len(AUS)), np.float32), None, np.zeros(0, np.float32))
+            nobody = np.zeros((0, len(AUS)), np.float32)
+            return Reading(nobody, None, np.zeros(0, np.float32), nobody)
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
         said = _read(self.net, self.net.project(maps), batch)
-        base, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
+        expected, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
+        base = self.base.report(expected)
         if self.own is None or self.profile is None:
-            return Reading(base, None, certainty)
+            return Reading(base, None, certainty, expected)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
-        personal = _read(self.own, look, batch, self.neutral)["intensity"]
-        return Reading(base, blend(base, personal, self.profile.gate, self.profile.trust, self.profile.offsets), certainty)
+        own = blend(expected, _read(self.own, look, batch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
+        known = 0.0 if self.neutral is None else self.profile.gate
+        return Reading(base, self.base.report(without_rest(own, self.profile.offsets), known), certainty, expected)
 
 
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
@@ -118,21 +128,22 @@ def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str,
     return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
 
 
-def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N, K) of what is reported: the base's reading, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it;
-    then what the person shows at rest is taken out, see :func:`without_rest`."""
+def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """(N, K) expected intensities: the base's, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it."""
     moved = np.clip(personal - base, -np.asarray(trust), np.asarray(trust))
-    return without_rest(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), offsets)
+    return np.asarray(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), np.float32)
 
 
 def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N, K) intensities y as y^5 / (y^4 + o^4), ``offsets`` o (K,): readings of o shrink to half and lower ones faster, high ones stay.
+    """(N, K) intensities y as y (f + (1 - f) y^6 / (y^6 + o^6)), ``offsets`` o (K,): readings of o shrink to half and lower ones faster,
+    high ones stay.
 
     Strictly rising in y, so it can change no order of a person's frames, unlike subtracting and cutting at zero, which throws away whatever
-    is below the offset.
+    is below the offset; f, :data:`REST_KEPT`, keeps faint ones apart within the decimals of a table.
     """
     y = np.asarray(intensity, np.float64)
-    return (y**5 / np.maximum(y**4 + np.asarray(offsets, np.float64) ** 4, 1e-12)).astype(np.float32)
+    shown = y**6 / np.maximum(y**6 + np.asarray(offsets, np.float64) ** 6, 1e-12)
+    return np.asarray(y * (REST_KEPT + (1 - REST_KEPT) * shown), np.float32)
 
 
 def offsets_at(readings: np.ndarray, confidence: float, thresholds: np.ndarray) -> np.ndarray:

@@ -22,22 +22,46 @@ from .smooth import from_card
 
 SHIPPED = "base-s"
 """The base model that ships; plain 'base' means it too."""
+KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+"""Expected intensities at which a card says what is reported of them; see :meth:`Base.report`."""
 
 
 class Base:
-    """A base model with its name, hash and occurrence thresholds. ``net`` is in eval mode; copy it before you change it.
+    """A base model with its name, hash and card. ``net`` is in eval mode; copy it before you change it.
 
+    expected_thresholds: (K,) expected intensity from which an AU is present; thresholds: the same of what is reported, without a neutral.
+    readout: (2, K, 18) what is reported at :data:`KNOTS`, without and with the person's neutral, None where the card has none.
     smoothing: (4, K) parameters of :class:`personalize.smooth.Smoother`, None where the card has none.
     """
 
     def __init__(
-        self, name: str, sha256: str, net: AUNet, thresholds: np.ndarray, card: dict[str, Any], smoothing: np.ndarray | None = None
+        self, name: str, sha256: str, net: AUNet, expected_thresholds: np.ndarray, card: dict[str, Any], smoothing: np.ndarray | None = None
     ) -> None:
-        self.name, self.sha256, self.net, self.thresholds, self.card = name, sha256, net, thresholds, card
+        self.name, self.sha256, self.net, self.expected_thresholds, self.card = name, sha256, net, expected_thresholds, card
         self.smoothing = smoothing
+        table = card.get("readout")
+        self.readout = None if table is None else np.array([table["alone"], table["neutral"]], np.float64).reshape(2, len(AUS), len(KNOTS))
+        self.thresholds = self.thresholds_with(0.0)
+
+    def report(self, expected: np.ndarray, known: np.ndarray | float = 0.0) -> np.ndarray:
+        """(N, K) of what is reported of (N, K) expected intensities, 0-5, the neutral being used to the extent ``known`` (K,), 0-1.
+
+        An expectation is drawn to the mean by all that the model cannot know: it never says 0, and hardly ever 5. ``readout`` leads it
+        halfway back to how intensities are distributed, learnt on people of known truth (:func:`personalize.base.fit_readout`). It rises,
+        so that order, and with it AUC, stays.
+        """
+        if self.readout is None:
+            return np.asarray(expected, np.float32)
+        share = np.broadcast_to(np.asarray(known, np.float64), (len(AUS),))
+        table = self.readout[0] + share[:, None] * (self.readout[1] - self.readout[0])
+        return np.stack([np.interp(x, KNOTS, t) for x, t in zip(np.asarray(expected).T, table, strict=True)], 1).astype(np.float32)
+
+    def thresholds_with(self, known: np.ndarray | float) -> np.ndarray:
+        """(K,) reported intensity from which an AU is present; ``known`` as in :meth:`report`."""
+        return self.report(self.expected_thresholds[None], known)[0]
 
     def reliability(self) -> np.ndarray:
-        """(K,) ICC of each AU on validation people, from the card; 0 where the card has none."""
+        """(K,) ICC of each AU's expected intensity on validation people, from the card; 0 where the card has none."""
         return np.nan_to_num(self._icc("fused"))
 
     def promise(self) -> np.ndarray:
@@ -76,16 +100,17 @@ def load_base(name: str = SHIPPED) -> Base:
         net = AUNet(**card["model"])
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         smoothing = from_card(card, len(AUS))
+        base = Base(
+            name if name == SHIPPED else str(card["name"]),
+            hashlib.sha256(blob).hexdigest(),
+            net.eval(),
+            np.array(card["thresholds"], np.float32),
+            card,
+            smoothing,
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
-    return Base(
-        name if name == SHIPPED else str(card["name"]),
-        hashlib.sha256(blob).hexdigest(),
-        net.eval(),
-        np.array(card["thresholds"], np.float32),
-        card,
-        smoothing,
-    )
+    return base
 
 
 def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:

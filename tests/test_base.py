@@ -13,13 +13,13 @@ from conftest import Said
 
 from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
-from personalize.base import BaseModule, TopModule, best_thresholds, first_weights, read_renders, scores, views_of
+from personalize.base import BaseModule, TopModule, best_thresholds, first_weights, fit_readout, read_renders, scores, views_of
 from personalize.config import load_recipe
 from personalize.datasets.mixing import mixed_loss
 from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
-from personalize.weights import load_base
+from personalize.weights import KNOTS, Base, load_base
 
 K = len(AUS)
 Run = Callable[..., Said]
@@ -222,8 +222,44 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     assert said.code == 0
     table = json.loads((tmp_path / "table.json").read_text())
     assert set(table) == {"plain", "neutral"} and set(table["plain"]) == {*COLUMNS, "mean"}
-    card = base.card["validation"]["fused"]["AU12"]["mae"]
+    card = base.card["validation"]["fused"]["AU12"]["mae"]  # of these few people nothing is led back
     assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
+    assert np.abs(np.array(base.card["readout"]["neutral"]) - KNOTS).max() < 1e-6
+
+
+def test_readout_is_half_of_the_quantile_map() -> None:
+    """Expected intensities that are half of the true ones, in another order for one AU, unknown for another."""
+    truth = np.repeat(np.linspace(0, 5, 2001)[:, None], K, 1)
+    expected = truth / 2
+    expected[:, 1] = np.random.default_rng(0).permutation(expected[:, 1])  # the map sees distributions, not pairs
+    truth[150:, 2] = np.nan
+    table = fit_readout(expected, truth)
+    knots = np.array(KNOTS)
+    low = knots <= 2.5
+    for k in (0, 1):
+        np.testing.assert_allclose(table[k, low], 1.5 * knots[low], atol=2e-3)
+        np.testing.assert_allclose(table[k, ~low], (knots[~low] + 5) / 2, atol=2e-3)
+    np.testing.assert_array_equal(table[2], knots)
+    assert (np.diff(fit_readout(np.random.default_rng(1).uniform(0, 3, (500, K)), truth[:500])) > 0).all()
+
+
+def test_what_is_reported_is_read_off_the_tables_as_far_as_the_neutral_tells() -> None:
+    rng = np.random.default_rng(3)
+    rising = np.sort(rng.uniform(0, 5, (2, K, len(KNOTS))), -1)
+    card = {"readout": {"alone": rising[0].tolist(), "neutral": rising[1].tolist()}}
+    thresholds = rng.uniform(0.5, 2, K).astype(np.float32)
+    base = Base("mine", "", load_base().net, thresholds, card)
+    expected, told = rng.uniform(0, 5, (20, K)).astype(np.float32), rng.uniform(0, 1, K)
+    alone, mixed = base.report(expected), base.report(expected, told)
+    for i in range(20):
+        for k in range(K):
+            a, b = (np.interp(expected[i, k], KNOTS, rising[n, k]) for n in (0, 1))
+            assert alone[i, k] == pytest.approx(a, abs=1e-5)
+            assert mixed[i, k] == pytest.approx((1 - told[k]) * a + told[k] * b, abs=1e-5)
+    assert np.array_equal(base.thresholds, base.report(thresholds[None])[0])
+    above = expected > thresholds
+    assert np.array_equal(base.report(expected, told) > base.thresholds_with(told), above), "present stays present"
+    assert np.array_equal(Base("plain", "", base.net, thresholds, {}).report(expected, told), expected)
 
 
 def test_training_starts_from_a_base_that_is_there() -> None:

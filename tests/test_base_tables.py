@@ -16,7 +16,7 @@ from personalize import metrics
 from personalize.aus import AUS
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import AUNet
-from personalize.weights import save_base
+from personalize.weights import KNOTS, Base, save_base
 
 K = len(AUS)
 
@@ -135,7 +135,7 @@ def test_references_are_the_first_neutral_pictures_and_not_judged():
     person, neutral = np.array([3, 3, 3, 8, 8]), np.array([False, True, True, False, False])
     data = made_up(5, 1) | {"person": person, "neutral": neutral}
     assert bt.reference_rows(data).tolist() == [1, 1, 1, -1, -1]
-    assert bt.Pictures(tiny_net(), data).judged.tolist() == [True, False, True, False, False]
+    assert bt.Pictures(Base("tiny", "", tiny_net(), np.ones(K), {}), data).judged.tolist() == [True, False, True, False, False]
 
 
 def test_bins_and_angles():
@@ -196,10 +196,13 @@ def test_reads_as_the_package_does():
     from personalize.base import read_renders
 
     net, data = tiny_net(), made_up(9, 3)
-    pictures = bt.Pictures(net, data)
+    tables = np.sort(np.random.default_rng(3).uniform(0, 5, (2, K, len(KNOTS))), -1)
+    base = Base("tiny", "", net.eval(), np.ones(K), {"readout": {"alone": tables[0].tolist(), "neutral": tables[1].tolist()}})
+    pictures = bt.Pictures(base, data)
     ways = {"fused": ("fused", False), "crop": ("crop", False), "landmarks": ("landmarks", False), "fused+neutral": ("fused", True)}
     for way, (mode, neutral) in ways.items():
-        assert pictures.read(way)["intensity"] == pytest.approx(read_renders(net, data, mode, neutral), abs=1e-5)
+        reported = base.report(read_renders(net, data, mode, neutral), float(neutral))
+        assert pictures.read(way)["intensity"] == pytest.approx(reported, abs=1e-4)
 
 
 # ---------------------------------------------------------------- the command

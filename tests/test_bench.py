@@ -241,6 +241,7 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     fitted: list[str] = []
     base = SimpleNamespace(name="base", sha256="0" * 64, thresholds=np.full(K, 1.5, np.float32), net=None)
+    base.thresholds_with = lambda known: np.full(K, 1.5 - 0.25 * known, np.float32)
 
     def truth_of(clip: Clip) -> np.ndarray:
         return np.clip(np.random.default_rng([clip.person, clip.seed]).normal(1, 1.5, (20, K)), 0, 5).astype(np.float32)
@@ -274,7 +275,8 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def read(self, observations: list[Observation]) -> SimpleNamespace:
             read = np.stack([o.parts["read"] for o in observations])
-            return SimpleNamespace(best=read if self.profile is None else np.clip(read - 0.3 * self.profile.gate, 0, 5))
+            best = read if self.profile is None else np.clip(read - 0.3 * self.profile.gate, 0, 5)
+            return SimpleNamespace(best=best, base=read, expected=read)
 
     def fit(media: object, recipe: dict, run_dir: Path, name: str) -> SimpleNamespace:
         fitted.append(f"{name} {recipe['generator']['name']}")

@@ -152,7 +152,6 @@ def draw(seed: int, n: int = 50) -> dict[str, Any]:
         "personal": rng.uniform(0, 5, (n, K)).astype(np.float32),
         "gate": rng.uniform(0, 1, K),
         "trust": rng.uniform(0, 3, K),
-        "offsets": np.zeros(K),
     }
 
 
@@ -167,7 +166,7 @@ def test_no_reading_moves_further_than_gate_times_trust(seed: int) -> None:
 
 
 def test_blend_is_its_formula() -> None:
-    given = draw(9, 20) | {"offsets": np.random.default_rng(3).uniform(0, 2, K)}
+    given = draw(9, 20)
     out = blend(**given)
     for i in range(20):
         for k in range(K):
@@ -175,7 +174,7 @@ def test_blend_is_its_formula() -> None:
             move = float(given["personal"][i, k]) - b
             move = max(-given["trust"][k], min(given["trust"][k], move))
             y = min(max(b + given["gate"][k] * move, 0), 5)
-            assert out[i, k] == pytest.approx(y**5 / (y**4 + given["offsets"][k] ** 4), abs=1e-5)
+            assert out[i, k] == pytest.approx(y, abs=1e-5)
 
 
 def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
@@ -184,18 +183,21 @@ def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
     out = without_rest(np.repeat(y, 4, 1), offsets).astype(np.float64)
     assert (np.diff(out[4:], axis=0) > 0).all() and (out >= 0).all() and (out <= y + 1e-6).all()
     assert np.allclose(out[:, 0], y[:, 0], atol=1e-6), "no offset, no change"
-    assert np.allclose(without_rest(offsets[None, 1:], offsets[1:]), offsets[1:] / 2), "at the offset: half"
+    assert np.allclose(without_rest(offsets[None, 1:], offsets[1:]), 0.51 * offsets[1:]), "at the offset: half"
+    rng = np.random.default_rng(3)
+    y, rest = rng.uniform(0, 5, (20, K)), rng.uniform(0, 2, K)
+    assert without_rest(y, rest) == pytest.approx(0.02 * y + 0.98 * y**7 / (y**6 + rest**6), abs=1e-5)
 
 
-def test_what_is_read_two_thirds_of_the_time_is_rest() -> None:
+def test_what_is_read_four_fifths_of_the_time_is_rest() -> None:
     readings = np.zeros((101, K))
-    readings[:, 0] = np.linspace(0, 1, 101)  # 0.65 is what 65 % of the frames stay below
-    readings[:, 1] = 5.0 * (np.arange(101) > 60)  # a frown of two fifths of the clip
-    readings[:, 2] = 5.0 * (np.arange(101) > 70)
+    readings[:, 0] = np.linspace(0, 0.5, 101)  # 0.4 is what 80 % of the frames stay below
+    readings[:, 1] = 5.0 * (np.arange(101) > 70)  # a frown of three tenths of the clip
+    readings[:, 2] = 5.0 * (np.arange(101) > 85)
     thresholds = np.linspace(1.5, 0.5, K)
     for confidence in (1.0, 0.4):
         found = offsets_at(readings, confidence, thresholds)
-        expected = [1.6 * 0.65 + 0.2 * 1.5, 0.9 * thresholds[1], 0.2 * thresholds[2]]
+        expected = [1.6 * 0.4 + 0.3 * 1.5, 1.2 * thresholds[1], 0.3 * thresholds[2]]
         assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
     assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
 

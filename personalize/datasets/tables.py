@@ -164,7 +164,8 @@ def evaluate_sources(
 
     read: see :data:`Reading`; gets one person at a time, fields as of :meth:`AUDataModule.train_arrays`. fold: only its test people;
     None: those of all folds, each in the fold that tests them. learned_from: the 'people' of the model's card; raises InputError where one
-    of them would be tested. A frame that served as neutral is judged in neither table; people without one are not in the second.
+    of them would be tested. thresholds: (K,) intensity from which an AU counts as present, or (2, K) of those read without and with the
+    neutral. A frame that served as neutral is judged in neither table; people without one are not in the second.
     """
     tables: dict[str, dict[str, Any]] = {}
     for source in (Source(*s) for s in sources):
@@ -215,15 +216,17 @@ def _evaluate(
     names, fold, has = np.array(parts["subject"]), np.array(parts["fold"]), np.array(parts["has"])
     target = joined["target"].astype(np.float64)
 
-    def table(prediction: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    alone, told = np.broadcast_to(thresholds, (2, np.shape(thresholds)[-1]))
+
+    def table(prediction: np.ndarray, rows: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
         judged = (prediction[rows], target[rows], joined["mask"][rows], names[rows], fold[rows])
-        made = field_tables(*judged, thresholds, joined["occurrence"][rows], dataset.present_at)
+        made = field_tables(*judged, levels, joined["occurrence"][rows], dataset.present_at)
         usual = [column(a) for a in dataset.quoted if column(a) in made["aus"]]
         if usual:
             made["usual"] = {"aus": usual, "mean": {m: _mean([made["aus"][a]["mean"][m] for a in usual]) for m in METRICS}}
         return made
 
-    out = {dataset.name: table(joined["plain"], np.ones(len(fold), bool))}
+    out = {dataset.name: table(joined["plain"], np.ones(len(fold), bool), alone)}
     if has.any():
-        out[f"{dataset.name}+neutral"] = table(joined["neutral"], has)
+        out[f"{dataset.name}+neutral"] = table(joined["neutral"], has, told)
     return out
