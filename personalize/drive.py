@@ -105,7 +105,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         if reader.profile is None:
             base, frames = reader.base, sorted(mine)
             expected = np.stack([mine[f][0] for f in frames])
-            offsets = offsets_at(expected, neutral.confidence, base.expected_thresholds)
+            offsets = offsets_at(expected, neutral.confidence, base)
             values[frames] = base.report(without_rest(expected, offsets))
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")

@@ -536,7 +536,7 @@ class Session:
         """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) expected in the clip's frames."""
         if self.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        return offsets_at(read, self.confidence, self.base.expected_thresholds)
+        return offsets_at(read, self.confidence, self.base)
 
     def _thresholds(self, expected: np.ndarray, told: np.ndarray) -> np.ndarray:
         """(K,) reported intensities: the base's thresholds; where labels show both states, the one with the best F1 on them.

@@ -23,8 +23,8 @@ from .weights import Base
 
 REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.8, 1.6, 0.3, 1.2
 """An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below, and so much
-of the AU's threshold of presence, are halved, but never those above the last multiple of the threshold. Chosen on validation people
-(docs/results.md)."""
+of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold. Chosen on
+validation people (docs/results.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
 
@@ -146,8 +146,9 @@ def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.asarray(y * (REST_KEPT + (1 - REST_KEPT) * shown), np.float32)
 
 
-def offsets_at(readings: np.ndarray, confidence: float, thresholds: np.ndarray) -> np.ndarray:
+def offsets_at(readings: np.ndarray, confidence: float, base: Base) -> np.ndarray:
     """(K,) offsets for :func:`without_rest` from what is read in the frames of a person's clip (N, K), as far as the clip is known to show
-    the face at rest (confidence of its neutral, 0-1). thresholds: (K,) intensities from which an AU counts as present."""
+    the face at rest (confidence of its neutral, 0-1); of an AU that the base reads well, less is misread, and less is taken out."""
     below = np.quantile(readings, REST_SHARE, axis=0)
-    return np.asarray(confidence * np.minimum(REST_MARGIN * below + REST_FLOOR * thresholds, REST_MOST * thresholds), np.float32)
+    present, doubted = base.expected_thresholds, 1 - np.clip(base.reliability(), 0, 1)
+    return np.asarray(confidence * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)

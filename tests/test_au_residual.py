@@ -111,6 +111,22 @@ def test_one_look_at_the_changed_part_is_as_good_as_at_the_whole() -> None:
     assert np.array_equal(correct_picture(net, guide, {**batch, "changes": torch.zeros_like(batch["changes"])}), guide)
 
 
+def test_aus_that_do_not_change_add_nothing_and_need_not_be_computed() -> None:
+    """A picture beside one in which every AU changes, for which all is computed, comes out as it does alone."""
+    torch.manual_seed(3)
+    net = ResidualNet(SMALL, 8).eval().requires_grad_(False)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, 0, 0.2)
+    batch = inputs(2)
+    batch["changes"][0, [AU6, AU17], 10:50, 10:50] = 0.7
+    batch["changes"][1] = 0.5
+    together = net(*(batch[k] for k in ("guide", "ratio", "changes", "maps", "said")))
+    alone = net(*(batch[k][:1] for k in ("guide", "ratio", "changes", "maps", "said")))
+    for name, part in alone.items():
+        torch.testing.assert_close(part[0], together[name][0], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(part[0], together[name][1], atol=1e-2), "the other picture is another"
+
+
 def test_larger_pictures_get_the_same_corrections_enlarged() -> None:
     net = plain(shading=0.3)
     batch = inputs()
