@@ -307,14 +307,14 @@ def fit(
     best = run(BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"]), optim["people"], optim["epochs"], True)
     best = second_stage(best, train, recipe, run)
     path = folder / folder.name
-    thresholds = best_thresholds(read_renders(best, validation), validation["target"], validation["mask"], validation["occurrence"])
+    readings = {known: read_renders(best, validation, "fused", known) for known in (False, True)}
+    thresholds = best_thresholds(readings[False], validation["target"], validation["mask"], validation["occurrence"])
     truth = intensities(validation)
     # The picture that serves as the neutral is judged in none of the tables.
     judged = ~np.isin(np.arange(len(truth)), list(references(validation).values()))
     named = data.card()
     only_synthetic = named["sources"] == [SYNTHETIC]
     held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
-    readings = {known: read_renders(best, validation, "fused", known)[judged] for known in (False, True)}
     card: dict[str, Any] = {
         "name": folder.name,
         "personalize": __version__,
@@ -327,11 +327,12 @@ def fit(
         "command": "personalize base fit --recipe base",
         "hours": round((time.time() - started) / 3600, 2),
         "readout": {
-            name: fit_readout(readings[known], truth[judged]).round(3).tolist() for name, known in (("alone", False), ("neutral", True))
+            name: fit_readout(readings[known][judged], truth[judged]).round(3).tolist()
+            for name, known in (("alone", False), ("neutral", True))
         },
         # Of expected intensities, by which gates go.
         "validation": {
-            **{f"fused{'+neutral' if known else ''}": scores(read, truth[judged]) for known, read in readings.items()},
+            **{f"fused{'+neutral' if known else ''}": scores(read[judged], truth[judged]) for known, read in readings.items()},
             **{mode: scores(read_renders(best, validation, mode)[judged], truth[judged]) for mode in ("crop", "landmarks")},
         },
     }

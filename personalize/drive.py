@@ -95,18 +95,17 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
     who = survey.identity(None, media.name)
     mine, kept = read[who], keeper.kept.get(who, [])
     values, turn, present = np.zeros((len(times), len(AUS))), np.zeros((len(times), 3)), np.zeros(len(times), bool)
-    for index, (_, best, pose) in mine.items():
-        values[index], turn[index], present[index] = best, pose, True
+    for index, (expected, best, pose) in mine.items():
+        # Without a profile what is expected: what is reported makes more of little, and a face at rest would be seen to move.
+        values[index], turn[index], present[index] = expected if reader.profile is None else best, pose, True
     neutral = find_neutral(kept, np.stack([mine[o.frame][0] for o in kept])) if kept else None
     middle = np.median(turn[present], axis=0)
     if neutral is not None:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
         if reader.profile is None:
-            base, frames = reader.base, sorted(mine)
-            expected = np.stack([mine[f][0] for f in frames])
-            offsets = offsets_at(expected, neutral.confidence, base)
-            values[frames] = base.report(without_rest(expected, offsets))
+            offsets = offsets_at(values[present], neutral.confidence, reader.base)
+            values = without_rest(values, offsets).astype(np.float64)
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     stamps = np.array(times)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Clip, Said
+from conftest import Clip, Said, expected_of
 from torch import Tensor
 
 from personalize import engine
@@ -147,9 +147,8 @@ def test_the_profile_reads_the_clip(unbroken: Path, face_clip: Clip, command: Ru
     profile = Profile.load(unbroken)
     after, before = (np.array([[float(r[f"{c}_r"]) for c in COLUMNS] for r in rows]) for rows in (own, base))
     reach, rest = profile.gate * profile.trust, profile.offsets
-    model, fine = load_base(), np.linspace(0, 5, 20001)
-    grid = model.report(np.repeat(fine[:, None], K, 1))
-    expected = np.stack([np.interp(before[:, k], grid[:, k], fine) for k in range(K)], 1)
+    model = load_base()
+    expected = expected_of(model, before)
     told = profile.gate if profile.neutral else 0.0
     most, least = (model.report(without_rest(np.clip(expected + sign * reach, 0, 5), rest), told) for sign in (1, -1))
     assert (after <= most + 0.02).all() and (after >= least - 0.02).all(), "further than the gates allow"

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import FPS, Clip, Said, on_canvas, write_clip
+from conftest import FPS, Clip, Said, expected_of, on_canvas, write_clip
 
 from personalize import predict
 from personalize.aus import AUS
@@ -281,10 +281,7 @@ def test_profile_is_of_one_person(pair: Path, tmp_path: Path, command: Run, offs
     mine = [(b, a) for b, a in zip(before, after, strict=True) if a["face_id"] == person]
     was, now = intensities([b for b, _ in mine]), intensities([a for _, a in mine])
     base = load_base()
-    # What is reported of a whole range of expected intensities, read backwards.
-    fine = np.linspace(0, 5, 20001)
-    grid = base.report(np.repeat(fine[:, None], len(AUS), 1))
-    expected = np.stack([np.interp(was[:, k], grid[:, k], fine) for k in range(len(AUS))], 1)
+    expected = expected_of(base, was)
     rested = base.report(0.02 * expected + 0.98 * expected**7 / (expected**6 + offset**6))
     assert np.abs(now - rested).max() < 5e-3 and np.abs(now - was).max() > 0.01
     assert np.array_equal(np.array([[int(a[f"{n}_c"]) for n in AU_NAMES] for _, a in mine]), now >= 1.25)

@@ -145,10 +145,9 @@ class AuResidual(MeshWarp):
 
     def _guided(self, request: Request) -> tuple[_Draft, np.ndarray, dict[str, Tensor] | None] | None:
         """What answers a request, its guide and the network's inputs, None where it has nothing to correct."""
-        draft = self._draft(request)
-        if draft is None:
+        d = self._draft(request)
+        if d is None:
             return None
-        d = draft
         if not d.strength.any() and d.jaw == 0 and d.part == 0:
             return d, self.render(d.source, d.strength, d.jaw, d.part, d.turn, d.rng), None
         return d, *self._inputs(d.source, d.strength, d.jaw, d.part, d.turn)
