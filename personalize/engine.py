@@ -34,7 +34,7 @@ from .data import PersonData, Samples, balanced_requests, base_domain, frame_sam
 from .errors import ConfigError, InputError
 from .faces import Observation, Tracker
 from .generators import Generator
-from .identity import Identity, find_neutral
+from .identity import Identity, calm_frames, find_neutral
 from .labels import LabelTable, read_labels
 from .metrics import best_threshold
 from .model import AUNet
@@ -534,9 +534,11 @@ class Session:
 
     def _offsets(self, read: np.ndarray) -> np.ndarray:
         """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) expected in the clip's frames."""
-        if self.neutral is None:
+        if self.neutral is None or self.identity.neutral is None:
             return np.zeros(len(AUS), np.float32)
-        return offsets_at(read, self.confidence, self.base)
+        expected = self.identity.intensity
+        calm = calm_frames(expected, expected[self.identity.neutral.indices])
+        return offsets_at(read[calm], self.confidence, self.base)
 
     def _thresholds(self, expected: np.ndarray, told: np.ndarray) -> np.ndarray:
         """(K,) reported intensities: the base's thresholds; where labels show both states, the one with the best F1 on them.

@@ -15,6 +15,8 @@ from .faces import Observation
 
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
+CALM = 2.5
+"""Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/results.md)."""
 
 
 @dataclass
@@ -62,12 +64,26 @@ class Identity:
         }
 
 
+def activity(intensity: np.ndarray) -> np.ndarray:
+    """(N,) summed intensity of (N, K); speech and blinks count more: an open mouth is not at rest."""
+    weight = np.ones(len(AUS))
+    weight[_BLINK], weight[_SPEECH] = 1.5, 1.2
+    return np.asarray(intensity @ weight)
+
+
+def calm_frames(intensity: np.ndarray, at_rest: np.ndarray) -> np.ndarray:
+    """(N,) bool, which frames the neutral vouches for: those that hardly show more than its own, by :data:`CALM`.
+
+    intensity: (N, K) that the base expects in all frames. at_rest: (M, K) that it expects in the neutral's.
+    """
+    return np.asarray(activity(intensity) <= np.median(activity(at_rest)) + CALM)
+
+
 def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seconds: float | None = None) -> Neutral | None:
     """The person's neutral, or None where there is no usable frame.
 
     intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
-    second of it are taken. Otherwise: frames are ranked by summed intensity (speech and blinks count too: an open mouth is not at rest)
-    plus a penalty for turning away and for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree
+    second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree
     with their median are dropped.
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
@@ -79,15 +95,13 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
         chosen = np.flatnonzero(near <= max(0.25, float(near.min()) + 1e-6))
         chosen = chosen[np.argsort(near[chosen])]
         return _merge(observations, chosen, 1.0)
-    weight = np.ones(len(AUS))
-    weight[_BLINK], weight[_SPEECH] = 1.5, 1.2
-    activity = intensity @ weight
+    active = activity(intensity)
     turned = np.array([np.hypot(o.pose[0], o.pose[1]) for o in observations])
-    score = activity + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
+    score = active + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
     # True neutrals of validation people read 3.2 in the median, other faces 5.7.
-    calm = float(np.exp(-max(float(np.median(activity[keep])) - 3.5, 0) / 4.0))
+    calm = float(np.exp(-max(float(np.median(active[keep])) - 3.5, 0) / 4.0))
     enough = min(1.0, len(usable) / 25)
     return _merge(observations, keep, calm * (0.4 + 0.6 * enough))
 

@@ -21,8 +21,8 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.8, 1.6, 0.3, 1.2
-"""An AU is taken to rest, or to be misread, in this share of a person's clip; readings up to so many times what it stays below, and so much
+REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.9, 1.6, 0.3, 1.2
+"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and so much
 of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold. Chosen on
 validation people (docs/results.md)."""
 REST_KEPT = 0.02
@@ -147,8 +147,10 @@ def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def offsets_at(readings: np.ndarray, confidence: float, base: Base) -> np.ndarray:
-    """(K,) offsets for :func:`without_rest` from what is read in the frames of a person's clip (N, K), as far as the clip is known to show
-    the face at rest (confidence of its neutral, 0-1); of an AU that the base reads well, less is misread, and less is taken out."""
+    """(K,) offsets for :func:`without_rest` from what is read in the calm frames of a person's clip (N, K), as far as the clip is known to
+    show the face at rest (confidence of its neutral, 0-1); of an AU that the base reads well, less is misread, and less is taken out.
+
+    Calm ones (:func:`personalize.identity.calm_frames`): in a clip that somebody laughs through, the laugh is not their rest."""
     below = np.quantile(readings, REST_SHARE, axis=0)
     present, doubted = base.expected_thresholds, 1 - np.clip(base.reliability(), 0, 1)
     return np.asarray(confidence * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)

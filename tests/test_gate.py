@@ -189,17 +189,17 @@ def test_taking_out_rest_keeps_the_order_and_the_range() -> None:
     assert without_rest(y, rest) == pytest.approx(0.02 * y + 0.98 * y**7 / (y**6 + rest**6), abs=1e-5)
 
 
-def test_what_is_read_four_fifths_of_the_time_is_rest() -> None:
+def test_what_is_read_in_nine_tenths_of_the_calm_frames_is_rest() -> None:
     readings = np.zeros((101, K))
-    readings[:, 0] = np.linspace(0, 0.5, 101)  # 0.4 is what 80 % of the frames stay below
-    readings[:, 1] = 5.0 * (np.arange(101) > 70)  # a frown of three tenths of the clip
-    readings[:, 2] = 5.0 * (np.arange(101) > 85)
+    readings[:, 0] = np.linspace(0, 0.5, 101)  # 0.45 is what 90 % of the frames stay below
+    readings[:, 1] = 5.0 * (np.arange(101) > 80)  # a frown of a fifth of the clip
+    readings[:, 2] = 5.0 * (np.arange(101) > 92)
     thresholds = np.linspace(1.5, 0.5, K)
     card = {"validation": {"fused": {c: {"icc": icc} for c, icc in zip(COLUMNS, [0.5, 0.9, 0.2, *[0.1] * (K - 3)], strict=True)}}}
     base = Base("mine", "", load_base().net, thresholds, card)
     for confidence in (1.0, 0.4):
         found = offsets_at(readings, confidence, base)
-        expected = [1.6 * 0.4 + 0.3 * 0.5 * 1.5, 1.2 * thresholds[1], 0.3 * 0.8 * thresholds[2]]
+        expected = [1.6 * 0.45 + 0.3 * 0.5 * 1.5, 1.2 * thresholds[1], 0.3 * 0.8 * thresholds[2]]
         assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
     assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
 

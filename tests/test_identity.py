@@ -7,7 +7,7 @@ import pytest
 
 from personalize.aus import AUS, COLUMNS
 from personalize.faces import Observation
-from personalize.identity import Identity, find_neutral
+from personalize.identity import Identity, calm_frames, find_neutral
 
 K = len(AUS)
 AU4, AU12 = AUS.index(4), AUS.index(12)
@@ -63,6 +63,19 @@ def test_calmest_first_a_twentieth_of_the_frames() -> None:
     order = np.argsort(intensity[:, AU12])
     assert 3 <= len(neutral.indices) <= 10 and set(neutral.indices) <= set(order[:10])
     assert (np.diff(intensity[neutral.indices, AU12]) > 0).all()
+
+
+def test_the_neutral_vouches_for_frames_that_hardly_show_more() -> None:
+    """By hand: AU25 and AU26 count 1.2, AU5 and AU43 1.5; 2.5 above the middle one of the neutral's frames is calm, more is not."""
+    at_rest = still(3, 0.0)
+    at_rest[:, AU12] = 0.1, 0.4, 2.0
+    cases = {(12, 2.89): True, (12, 2.91): False, (25, 2.41): True, (25, 2.43): False, (43, 1.93): True, (43, 1.94): False}
+    intensity = still(len(cases), 0.0)
+    for i, (au, level) in enumerate(cases):
+        intensity[i, AUS.index(au)] = level
+    assert calm_frames(intensity, at_rest).tolist() == list(cases.values())
+    together = still(1, 2.89 / (K - 4 + 2 * 1.2 + 2 * 1.5))
+    assert calm_frames(together, at_rest).all() and not calm_frames(together * 1.01, at_rest).any()
 
 
 @pytest.mark.parametrize("worse", [{"yaw": 0.6}, {"quality": 0.2}])
