@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import queue
 import signal
 import threading
@@ -136,5 +137,9 @@ def _serve(to: Connection, make: Callable[..., Iterable[Any]], args: tuple[Any, 
     except BrokenPipeError:  # nobody listens any more
         pass
     except Exception as error:
+        try:  # a plug-in's own exception may not survive the way: its name and text do
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
         send("error", error)

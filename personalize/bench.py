@@ -215,12 +215,6 @@ def align(truth: np.ndarray, indices: Sequence[int] | np.ndarray, frames: int) -
     return truth[np.asarray(indices, dtype=int)]
 
 
-def read_all(reader: Any, observations: Sequence[Observation], batch: int = 64) -> np.ndarray:
-    """(N, K) of the person's model where the reader has one, else of the base."""
-    parts = [reader.read(observations[i : i + batch]).best for i in range(0, len(observations), batch)]
-    return np.concatenate(parts) if parts else np.zeros((0, len(AUS)), np.float32)
-
-
 def _read_base(job: Job) -> dict[str, Any]:
     """The base, and what calibrations without training need: all from one pass over each clip."""
     from .base import load_base
@@ -236,9 +230,8 @@ def _read_base(job: Job) -> dict[str, Any]:
     except InputError:  # nothing to calibrate with, which is no reason to leave the person out
         support, support_frames = [], 0
     reader = Reader(base)
-    read = read_all(reader, query)
-    calm = [reader.read(support[i : i + 64]) for i in range(0, len(support), 64)]
-    neutral = find_neutral(support, np.concatenate([c.expected for c in calm])) if support else None
+    read, calm = reader.read(query).base, reader.read(support)
+    neutral = find_neutral(support, calm.expected)
     out: dict[str, Any] = {
         "frames": frames,
         "indices": [o.frame for o in query],
@@ -248,7 +241,7 @@ def _read_base(job: Job) -> dict[str, Any]:
         "thresholds": base.thresholds,
         BASE: read,
         # A clip without any usable frame has no neutral: nothing is subtracted.
-        "rest": np.zeros(len(AUS)) if neutral is None else np.concatenate([c.base for c in calm])[neutral.indices].mean(0),
+        "rest": np.zeros(len(AUS)) if neutral is None else calm.base[neutral.indices].mean(0),
         "neutral_confidence": 0.0 if neutral is None else neutral.confidence,
         NEUTRAL_INPUT: read,
         "neutral_thresholds": base.thresholds,
@@ -257,7 +250,7 @@ def _read_base(job: Job) -> dict[str, Any]:
         features = neutral_features(base.net, neutral)
         wide = np.full(len(AUS), MAX_INTENSITY, np.float32)
         profile = Profile("untrained", base.name, base.sha256, neutral=features, gate=np.ones(len(AUS), np.float32), trust=wide)
-        out[NEUTRAL_INPUT] = read_all(Reader(base, profile), query)
+        out[NEUTRAL_INPUT] = Reader(base, profile).read(query).best
         out["neutral_thresholds"] = base.thresholds_with(1.0)
     return out
 
@@ -295,12 +288,12 @@ def _read_fit(job: Job, part: str) -> dict[str, Any]:
             continue
         others[f"person{clip.person:04d}"] = {
             "target": target,
-            "before": read_all(Reader(base), seen),
-            "gated": read_all(Reader(base, weights), seen),
-            "ungated": read_all(Reader(base, wide), seen),
+            "before": Reader(base).read(seen).base,
+            "gated": Reader(base, weights).read(seen).best,
+            "ungated": Reader(base, wide).read(seen).best,
         }
     return {
-        "readings": read_all(Reader(base, profile), query),
+        "readings": Reader(base, profile).read(query).best,
         "thresholds": np.asarray(profile.thresholds),
         "gate": np.asarray(profile.gate),
         "seconds": round(seconds, 1),

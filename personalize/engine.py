@@ -168,8 +168,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
         raise InputError(
             f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
         )
-    reader = Reader(base)
-    intensity = np.concatenate([reader.read(observations[i : i + 64]).expected for i in range(0, len(observations), 64)])
+    intensity = Reader(base).read(observations).expected
     neutral = find_neutral(observations, intensity, neutral_at)
     identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
     lacks = []
@@ -449,7 +448,7 @@ class Session:
             version=__version__,
         )
         profile.save(self.run_dir)
-        base, best = self._traces(profile)
+        traces = Reader(self.base, profile).read(self.identity.observations)
         from .report import write_report
 
         samples, held = self.samples(len(self.rounds) - 1)
@@ -492,8 +491,8 @@ class Session:
             ],
             "traces": {
                 "time": times,
-                "base": {c: base[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
-                "personal": {c: best[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
+                "base": {c: traces.base[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
+                "personal": {c: traces.best[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
             },
             "provenance": profile.manifest()["provenance"],
             "consent": consent,
@@ -554,11 +553,6 @@ class Session:
                 if present.sum() >= 5 and (~present).sum() >= 5:
                     thresholds[k] = best_threshold(final[rows, k], present)
         return thresholds
-
-    def _traces(self, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-        reader = Reader(self.base, profile)
-        parts = [reader.read(self.identity.observations[i : i + 64]) for i in range(0, len(self.identity.observations), 64)]
-        return np.concatenate([p.base for p in parts]), np.concatenate([p.best for p in parts])
 
     def _coverage(self, coverage: dict[str, Any]) -> dict[str, Any]:
         poses = np.degrees(np.array([o.pose for o in self.identity.observations]))

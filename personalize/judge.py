@@ -233,8 +233,7 @@ def _control(cells: Sequence[Cell], answers: Sequence[Sample | None], case: Case
             kept.append((cell, sample, seen))
         for au in cell.request.aus if seen is None else ():
             lost[column(au)] += 1
-    parts = [reader.read([o for _, _, o in kept[i : i + 64]]).best for i in range(0, len(kept), 64)]
-    read = np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, len(AUS)))
+    read = reader.read([o for _, _, o in kept]).best.astype(np.float64)
     asked = np.array([[c.request.aus.get(au, 0.0) for au in AUS] for c, _, _ in kept]).reshape(-1, len(AUS))
     target = np.array([np.where(s.known, s.target, np.nan) for _, s, _ in kept]).reshape(-1, len(AUS))
     source = np.array([s.source for _, s, _ in kept])

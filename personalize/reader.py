@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .aus import AUS, MAX_INTENSITY
+from .aus import MAX_INTENSITY
 from .faces import Observation
 from .identity import Neutral
 from .model import CROP, POINTS, AUNet
@@ -22,11 +22,13 @@ from .profile import Profile
 from .weights import Base
 
 REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.9, 1.6, 0.3, 1.2
-"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and so much
-of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold. Chosen on
-validation people (docs/results.md)."""
+"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and so
+much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold. Chosen
+on validation people (docs/results.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
+_AT_ONCE = 64
+"""Faces in a pass of the network."""
 
 
 @dataclass
@@ -47,6 +49,13 @@ class Reading:
         """Some of the faces."""
         personal = None if self.personal is None else self.personal[rows]
         return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Reading]) -> Reading:
+        """Several readings by one reader, at least one, as one."""
+        personal = [p.personal for p in parts if p.personal is not None]
+        base, certainty, expected = (np.concatenate([getattr(p, key) for p in parts]) for key in ("base", "certainty", "expected"))
+        return cls(base, np.concatenate(personal) if personal else None, certainty, expected)
 
     @property
     def best(self) -> np.ndarray:
@@ -102,12 +111,12 @@ class Reader:
             # The backbone is by far the most work; where the person's is the base's, its maps are computed once for both.
             self.shared = not any("backbone" in key for key in profile.delta)
 
-    @torch.inference_mode()
     def read(self, observations: Sequence[Observation]) -> Reading:
-        """Intensities of some faces, any number, in one batch."""
-        if not observations:
-            nobody = np.zeros((0, len(AUS)), np.float32)
-            return Reading(nobody, None, np.zeros(0, np.float32), nobody)
+        """Intensities of some faces, any number."""
+        return Reading.join([self._pass(observations[i : i + _AT_ONCE]) for i in range(0, max(len(observations), 1), _AT_ONCE)])
+
+    @torch.inference_mode()
+    def _pass(self, observations: Sequence[Observation]) -> Reading:
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
         said = _read(self.net, self.net.project(maps), batch)

@@ -105,7 +105,7 @@ def sequences_from_clips(
 ) -> list[Course]:
     """Clips of ``people`` people of a split from index ``first`` on, filmed, tracked and read as users' clips are; without those in whom
     no face is found. rates: frames a second, in turn. folder: where the clips are kept; by default nowhere."""
-    from .bench import read_all, track
+    from .bench import track
     from .reader import Reader
     from .synth.clips import Clip, render
     from .ui import progress
@@ -120,7 +120,7 @@ def sequences_from_clips(
                 seen, truth, _ = track(clip, store, {"tracker": {"name": "mediapipe", "options": {}}})
             except InputError:
                 continue
-            found.append(Course(np.array([o.timestamp for o in seen]), read_all(reader, seen), truth))
+            found.append(Course(np.array([o.timestamp for o in seen]), reader.read(seen).base, truth))
     return found
 
 

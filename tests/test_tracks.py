@@ -298,6 +298,25 @@ def test_apart_gives_items_warnings_and_errors_of_another_process(capsys: pytest
     )
 
 
+class _Particular(Exception):
+    """Pickles, and fails to be made again: pickle gives it one argument."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{what} in {where}")
+
+
+def _refusing(anything: object) -> Iterator[int]:
+    yield 0
+    raise _Particular("plug-in", "trouble") if anything is None else ValueError("trouble", lambda: None)
+
+
+@pytest.mark.parametrize(("given", "said"), [(None, r"^_Particular: trouble in plug-in\n"), (1, "^ValueError: .*'trouble', <function")])
+def test_an_exception_that_cannot_be_pickled_says_what_it_said(given: object, said: str) -> None:
+    with pytest.raises(RuntimeError, match=said) as caught:
+        list(Apart(_refusing, given))
+    assert "_refusing" in caught.value.__notes__[0]
+
+
 def _endless() -> Iterator[int]:
     while True:
         yield os.getpid()
