@@ -83,8 +83,8 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     """The person's neutral, or None where there is no usable frame.
 
     intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
-    second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the calmest
-    twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped.
+    second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the
+    calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped.
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:

@@ -22,9 +22,9 @@ from .profile import Profile
 from .weights import Base
 
 REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.9, 1.6, 0.3, 1.2
-"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and so
-much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold. Chosen
-on validation people (docs/results.md)."""
+"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and
+so much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold.
+Chosen on validation people (docs/results.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
 _AT_ONCE = 64
