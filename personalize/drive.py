@@ -98,16 +98,15 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
     for index, (expected, best, pose) in mine.items():
         # Without a profile what is expected: what is reported makes more of little, and a face at rest would be seen to move.
         values[index], turn[index], present[index] = expected if reader.profile is None else best, pose, True
-    seen = np.array([mine[o.frame][0] for o in kept])
-    neutral = find_neutral(kept, seen) if kept else None
+    shown = np.array([mine[o.frame][0] for o in kept])
+    neutral = find_neutral(kept, shown) if kept else None
     middle = np.median(turn[present], axis=0)
     if neutral is not None:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
         if reader.profile is None:
-            expected = values[present]
-            calm = calm_frames(expected, seen[neutral.indices])
-            offsets = offsets_at(expected[calm], neutral.confidence, reader.base)
+            calm = calm_frames(values[present], shown[neutral.indices])
+            offsets = offsets_at(values[present][calm], neutral.confidence, reader.base)
             values = without_rest(values, offsets).astype(np.float64)
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
