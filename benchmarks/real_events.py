@@ -55,7 +55,7 @@ def main() -> None:
                     recipe = load_recipe("default", [f"seed={seed}", "tracking.wandb='off'", f"base={args.base}", *args.overrides])
                     fitted = engine.fit(media, recipe, Path(folder) / "runs" / "clip" / "v1", "clip")
                     readers[f"fit{seed}"] = Reader(base, fitted.profile)
-        readings = {key: r.read(seen).best for key, r in readers.items()}
+        readings = {key: r.read_clip(seen).best for key, r in readers.items()}
         for k in range(len(AUS)):
             truth = target[known[:, k], k] >= 1
             if truth.any() and not truth.all():

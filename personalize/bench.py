@@ -293,7 +293,7 @@ def _read_fit(job: Job, part: str) -> dict[str, Any]:
             "ungated": Reader(base, wide).read(seen).best,
         }
     return {
-        "readings": Reader(base, profile).read(query).best,
+        "readings": Reader(base, profile).read_clip(query).best,
         "thresholds": np.asarray(profile.thresholds),
         "gate": np.asarray(profile.gate),
         "seconds": round(seconds, 1),

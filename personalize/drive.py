@@ -73,8 +73,9 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
 
     def flush() -> None:
         reading = reader.read(waiting)
-        for o, expected, best in zip(waiting, reading.expected, reading.best, strict=True):
-            read.setdefault(o.face_id, {})[o.frame] = (expected, best, np.asarray(o.pose, np.float32))
+        own = reading.expected if reading.own is None else reading.own
+        for o, expected, personal in zip(waiting, reading.expected, own, strict=True):
+            read.setdefault(o.face_id, {})[o.frame] = (expected, personal, np.asarray(o.pose, np.float32))
         waiting.clear()
 
     with (
@@ -95,22 +96,26 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
     who = survey.identity(None, media.name)
     mine, kept = read[who], keeper.kept.get(who, [])
     values, turn, present = np.zeros((len(times), len(AUS))), np.zeros((len(times), 3)), np.zeros(len(times), bool)
-    for index, (expected, best, pose) in mine.items():
-        # Without a profile what is expected: what is reported makes more of little, and a face at rest would be seen to move.
-        values[index], turn[index], present[index] = expected if reader.profile is None else best, pose, True
+    for index, (_, own, pose) in mine.items():
+        values[index], turn[index], present[index] = own, pose, True
+    stamps = np.array(times)
+    if reader.profile is not None:
+        expected = np.stack([mine[int(i)][0] for i in np.flatnonzero(present)])
+        day = reader.another_day(values[present], expected, stamps[present].tolist())
+        values[present] = reader.personal(values[present], day)
     shown = np.array([mine[o.frame][0] for o in kept])
     neutral = find_neutral(kept, shown) if kept else None
     middle = np.median(turn[present], axis=0)
     if neutral is not None:
         rest = [kept[int(i)] for i in neutral.indices]
         middle = np.median([o.pose for o in rest], axis=0)
+        # Without a profile what is expected drives: what is reported makes more of little, and a face at rest would be seen to move.
         if reader.profile is None:
             calm = calm_frames(values[present], shown[neutral.indices])
             offsets = offsets_at(values[present][calm], neutral.confidence, reader.base)
             values = without_rest(values, offsets).astype(np.float64)
     if neutral is None or neutral.confidence < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
-    stamps = np.array(times)
     intensity, weight = smoothed(stamps, values, present, AU_SPAN_S)
     poses, _ = smoothed(stamps, turn - middle, present, POSE_SPAN_S)
     return Driver(media.name, media.fps, stamps, faded(intensity), poses, weight > 0.1)

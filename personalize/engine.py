@@ -40,7 +40,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend, neutral_features, neutral_tensors, offsets_at, without_rest
+from .reader import Reader, batch_of, blend, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Survey, observe
 from .video import Media, open_media
@@ -441,6 +441,7 @@ class Session:
             trust=trust,
             thresholds=thresholds,
             offsets=offsets,
+            lead=lead_of(read, self.identity.intensity),
             plugins=_plugin_versions(self.recipe),
             recipe=self.recipe,
             provenance=_provenance(media, found),

@@ -19,7 +19,7 @@ from .aus import AUS, COLUMNS, MAX_INTENSITY
 from .errors import ConfigError, InputError
 from .labels import LabelTable, read_labels
 from .metrics import scores
-from .predict import Table, check_target, open_reader, predict
+from .predict import Row, Table, check_target, open_reader, predict
 from .video import Media, open_media
 
 SHOWN = {"f1": "F1", "auc": "AUC", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
@@ -31,17 +31,17 @@ def person_rows(table: Table, person: int) -> tuple[np.ndarray, np.ndarray, list
 
     Frames in which the person is not seen are NaN; other people's rows are left out. Values are rounded as in predict's CSV.
     """
-    chosen: dict[int, Any] = {}
+    chosen: dict[int, Row] = {}
     for row in table.rows:
-        frame, mine = int(row[1][0]), row[2] is not None and int(row[1][1]) == person
+        frame, mine = int(row.meta[0]), row.is_of(person)
         if mine or frame not in chosen:
-            chosen[frame] = row if mine else (row[0], row[1], None, None)
+            chosen[frame] = row if mine else Row(row.file, row.meta)
     rows = [chosen[frame] for frame in sorted(chosen)]
     blank = np.full(len(AUS), np.nan, np.float32)
-    base = _as_written(np.stack([blank if r[2] is None else r[2] for r in rows]))
-    known = any(r[3] is not None for r in rows)
-    personal = _as_written(np.stack([blank if r[3] is None else r[3] for r in rows])) if known else None
-    return np.array([r[1][0] for r in rows], int), np.array([r[1][2] for r in rows]), [r[0] for r in rows], base, personal
+    base = _as_written(np.stack([blank if r.base is None else r.base for r in rows]))
+    known = any(r.personal is not None for r in rows)
+    personal = _as_written(np.stack([blank if r.personal is None else r.personal for r in rows])) if known else None
+    return np.array([r.meta[0] for r in rows], int), np.array([r.meta[2] for r in rows]), [r.file for r in rows], base, personal
 
 
 def _as_written(values: np.ndarray) -> np.ndarray:

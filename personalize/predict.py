@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,10 +31,7 @@ BATCH = 24
 """Faces read at once. More gains little and delays the overlay."""
 
 _AHEAD = 1200
-"""Frames tracked ahead of the model where no picture is kept with them: about what is tracked while PyTorch is being loaded."""
-
-_HELD_BYTES = 256_000_000
-"""About what frames that wait for their overlay may take: one batch ahead of the model, up to two in it."""
+"""Frames tracked ahead of the model, without their pictures: about what is tracked while PyTorch is being loaded."""
 
 META = ("frame", "face_id", "timestamp", "confidence", "success", "pose_Rx", "pose_Ry", "pose_Rz")
 
@@ -72,18 +69,39 @@ def batches(stream: Iterator[tuple[Frame, list[Observation]]], least: int = BATC
         yield run
 
 
+class Row(NamedTuple):
+    """One face in one frame, or a frame without one.
+
+    file: of a still. meta: the columns of ``META``. base, personal: (K,) intensities, None where there is no face, or no profile. own,
+    expected: of the :class:`~personalize.reader.Reading`. box: (4,) in pixels of the frame.
+    """
+
+    file: str
+    meta: tuple[float, ...]
+    base: np.ndarray | None = None
+    personal: np.ndarray | None = None
+    own: np.ndarray | None = None
+    expected: np.ndarray | None = None
+    box: np.ndarray | None = None
+
+    def is_of(self, person: int) -> bool:
+        """Whether it is a reading of that person's face."""
+        return self.base is not None and int(self.meta[1]) == person
+
+
 class Table:
-    """The rows of a prediction, kept as numbers until the clip is over: only then is it known who the clip is about."""
+    """The rows of a prediction, kept as numbers until the clip is over: only then is it known who the clip is about, and what of it is
+    another day's."""
 
     def __init__(self, still: bool) -> None:
         self.still = still
-        self.rows: list[tuple[str, tuple[float, ...], np.ndarray | None, np.ndarray | None]] = []
+        self.rows: list[Row] = []
 
     def add(self, frame: Frame, seen: list[Observation], reading: Reading) -> None:
         """One frame with its faces; without faces a row with success 0. The confidence is the tracker's, times the picture's quality, times
         the model's certainty."""
         if not seen:
-            self.rows.append((frame.file, (frame.index, -1, frame.timestamp, 0.0, 0, np.nan, np.nan, np.nan), None, None))
+            self.rows.append(Row(frame.file, (frame.index, -1, frame.timestamp, 0.0, 0, np.nan, np.nan, np.nan)))
         for i, o in enumerate(seen):
             meta = (
                 frame.index,
@@ -93,18 +111,37 @@ class Table:
                 1,
                 *(float(a) for a in o.pose),
             )
-            self.rows.append((frame.file, meta, reading.base[i], None if reading.personal is None else reading.personal[i]))
+            personal, own = (None if values is None else values[i] for values in (reading.personal, reading.own))
+            self.rows.append(Row(frame.file, meta, reading.base[i], personal, own, reading.expected[i], o.box))
+
+    def settle(self, reader: Reader, person: int) -> None:
+        """Take out of the readings of the person that the profile is of what another day adds (:meth:`Reader.another_day`)."""
+        mine = [i for i, row in enumerate(self.rows) if row.is_of(person) and row.own is not None]
+        if mine:
+            own, expected = (np.stack([getattr(self.rows[i], key) for i in mine]) for key in ("own", "expected"))
+            personal = reader.personal(own, reader.another_day(own, expected, [self.rows[i].meta[2] for i in mine]))
+            for i, values in zip(mine, personal, strict=True):
+                self.rows[i] = self.rows[i]._replace(personal=values)
+
+    def smooth(self, base: Base) -> None:
+        """Filter each face's intensities over time (:mod:`personalize.smooth`). Raises ProfileError where the base has not learnt how."""
+        general, own = Smoother(_smoothing(base)), Smoother(_smoothing(base))
+        for i, row in enumerate(self.rows):
+            face, time = int(row.meta[1]), row.meta[2]
+            if row.base is not None:
+                personal = None if row.personal is None else own(face, time, row.personal)
+                self.rows[i] = row._replace(base=general(face, time, row.base), personal=personal)
 
     def keep(self, person: int) -> None:
         """Leave out everybody else; a frame in which only others are seen stays as a row with success 0."""
-        mine = {row[1][0] for row in self.rows if int(row[1][1]) == person}
-        kept: dict[float, tuple[str, tuple[float, ...], np.ndarray | None, np.ndarray | None]] = {}
+        mine = {row.meta[0] for row in self.rows if row.is_of(person)}
+        kept: dict[float, Row] = {}
         for row in self.rows:
-            name, meta = row[0], row[1]
-            if int(meta[1]) == person:
-                kept[meta[0]] = row
-            elif meta[0] not in mine:
-                kept[meta[0]] = (name, (meta[0], -1, meta[2], 0.0, 0, np.nan, np.nan, np.nan), None, None)
+            frame, _, time, *_ = row.meta
+            if row.is_of(person):
+                kept[frame] = row
+            elif frame not in mine:
+                kept[frame] = Row(row.file, (frame, -1, time, 0.0, 0, np.nan, np.nan, np.nan))
         self.rows = list(kept.values())
 
     def write(self, path: Path, thresholds: np.ndarray, base_thresholds: np.ndarray, person: int | None) -> None:
@@ -115,27 +152,20 @@ class Table:
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow([*(["file"] if self.still else []), *META, *(f"{c}_r" for c in COLUMNS), *(f"{c}_c" for c in COLUMNS)])
-                for name, meta, base, personal in self.rows:
-                    aus = self._aus(meta, base, personal, thresholds, base_thresholds, person)
-                    writer.writerow([*([name] if self.still else []), *_cells(meta), *aus])
+                for row in self.rows:
+                    aus = self._aus(row, thresholds, base_thresholds, person)
+                    writer.writerow([*([row.file] if self.still else []), *_cells(row.meta), *aus])
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     @staticmethod
-    def _aus(
-        meta: tuple[float, ...],
-        base: np.ndarray | None,
-        personal: np.ndarray | None,
-        own: np.ndarray,
-        general: np.ndarray,
-        person: int | None,
-    ) -> list[str]:
-        if base is None:
+    def _aus(row: Row, own: np.ndarray, general: np.ndarray, person: int | None) -> list[str]:
+        if row.base is None:
             return [""] * (2 * len(AUS))
-        mine = personal is not None and int(meta[1]) == person
+        mine = row.personal is not None and int(row.meta[1]) == person
         # Presence is decided on the rounded value that stands in the table, so that the two columns can never contradict each other.
-        values = np.round(personal if mine and personal is not None else base, 3)
+        values = np.round(row.personal if mine and row.personal is not None else row.base, 3)
         present = values >= np.round(own if mine else general, 3)
         return [*(f"{v:.3f}" for v in values), *(str(int(p)) for p in present)]
 
@@ -158,71 +188,62 @@ def predict(
     """Read a clip or stills; returns the table and the track of the person it is about. Raises InputError where there is no face.
 
     opened: the reader, or what opens it, called when tracking has begun. tracker: one, or the name and options of one: that works in a
-    process of its own, unless its frames are wanted for an overlay. smooth: filter each face's intensities over time, see
-    :mod:`personalize.smooth`; raises ProfileError where the base has not learnt how. In stills there is nothing to smooth.
+    process of its own. overlay: where to draw what is reported, in a second pass over the clip. smooth: filter each face's intensities over
+    time, see :mod:`personalize.smooth`; raises ProfileError where the base has not learnt how. In stills there is nothing to smooth.
     """
-    from .overlay import draw
-
     survey, table = Survey(), Table(media.still)
     size = media.size if min(media.size) > 0 else (640, 480)
-    depth = BATCH if overlay is None else max(min(BATCH, _HELD_BYTES // (3 * 3 * size[0] * size[1])), 1)
     with ExitStack() as stack:
         writer = None if overlay is None else stack.enter_context(VideoWriter(overlay, media.fps or 2.0, size))
-        if isinstance(tracker, tuple) and writer is None:
+        if isinstance(tracker, tuple):
             stream = observe_apart(media, *tracker, survey)
         else:
-            used: Tracker = registry.create("trackers", *tracker) if isinstance(tracker, tuple) else tracker
-            if used is not tracker:
-                stack.callback(used.close)
-            stream = observe(media, used, survey=survey)
-            if writer is None:
-                stream = without_pictures(stream)
+            stream = without_pictures(observe(media, tracker, survey=survey))
         bar: ui.Progress[None] = ui.progress(None, media.length, f"Reading {media.name}")
-        with Prefetch(stream, depth=depth if writer is not None else _AHEAD) as ahead, bar:
+        with Prefetch(stream, depth=_AHEAD) as ahead, bar:
             reader = opened() if callable(opened) else opened
-            name = reader.profile.name if reader.profile is not None else "base"
-            filters = _filters(reader.base) if smooth and not media.still else None
-            for run in batches(ahead, depth):
-                faces = [o for _, seen in run for o in seen]
-                reading = reader.read(faces)
-                if filters is not None:
-                    reading.base = _smoothed(filters[0], faces, reading.base)
-                    reading.personal = None if reading.personal is None else _smoothed(filters[1], faces, reading.personal)
+            smoothed = smooth and not media.still
+            if smoothed:
+                _smoothing(reader.base)
+            for run in batches(ahead):
+                reading = reader.read([o for _, seen in run for o in seen])
                 at = 0
-                main = survey.identity(face) if survey.people and (face is None or face in survey.people) else None
                 for frame, seen in run:
-                    mine = reading[at : at + len(seen)]
+                    table.add(frame, seen, reading[at : at + len(seen)])
                     at += len(seen)
-                    table.add(frame, seen, mine)
-                    if writer is not None:
-                        image = frame.image
-                        for i, o in enumerate(seen):
-                            if o.face_id == main:
-                                values = mine.best[i]
-                                ticks = None if mine.personal is None else dict(zip(COLUMNS, mine.base[i].tolist(), strict=True))
-                                image = draw(image, o.box, name, dict(zip(COLUMNS, values.tolist(), strict=True)), ticks)
-                        writer.write(_fit(image, size))
                 bar.advance(len(run))
             survey.identity(face, media.name)  # raises within the bar, which then does not say that it is done
         person = survey.report(media, face)
+        table.settle(reader, person)
+        if smoothed:
+            table.smooth(reader.base)
+        if writer is not None:
+            _draw(media, table, person, "base" if reader.profile is None else reader.profile.name, writer)
     if not all_faces or face is not None:
         table.keep(person)
     return table, person
 
 
-def _filters(base: Base) -> tuple[Smoother, Smoother]:
-    """Of the base's readings and of the person's: only when the clip is over is it known which of the two is reported of a face."""
+def _smoothing(base: Base) -> np.ndarray:
     if base.smoothing is None:
         raise ProfileError(
             f"the base model '{base.name}' has not learnt to smooth: leave --smooth out, or run python -m personalize.smooth --base PATH."
         )
-    return Smoother(base.smoothing), Smoother(base.smoothing)
+    return base.smoothing
 
 
-def _smoothed(smoother: Smoother, faces: list[Observation], values: np.ndarray) -> np.ndarray:
-    """(N, K) values of N faces, in the order of the frames, filtered."""
-    rows = [smoother(o.face_id, o.timestamp, x) for o, x in zip(faces, values, strict=True)]
-    return np.stack(rows) if rows else values
+def _draw(media: Media, table: Table, person: int, name: str, writer: VideoWriter) -> None:
+    """The clip once more, with what was read of the person: bars, and the base's readings as ticks beside a profile's."""
+    from .overlay import draw
+
+    rows = {int(row.meta[0]): row for row in table.rows if row.is_of(person)}
+    for frame in ui.progress(media.frames(), media.length, f"Drawing {media.name}"):
+        image, row = frame.image, rows.get(frame.index)
+        if row is not None and row.base is not None:
+            base = dict(zip(COLUMNS, row.base.tolist(), strict=True))
+            shown = base if row.personal is None else dict(zip(COLUMNS, row.personal.tolist(), strict=True))
+            image = draw(image, row.box, name, shown, None if row.personal is None else base)
+        writer.write(_fit(image, writer.size))
 
 
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -23,20 +23,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .aus import AUS, column
+from .aus import AUS, MAX_INTENSITY, column
 from .errors import InputError, ProfileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the format that this package writes."""
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+NO_LEAD = float(MAX_INTENSITY)
+"""A profile's ``lead`` where it is not known: no reading leads by more, so none is taken to be another day's."""
+
+
+def _without_lead(manifest: dict[str, Any]) -> dict[str, Any]:
+    given = manifest.get("per_au")
+    per_au = {au: v | {"lead": NO_LEAD} for au, v in given.items() if isinstance(v, dict)} if isinstance(given, dict) else given
+    return manifest | {"schema": 2, "per_au": per_au}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_lead}
 """Schema -> function that turns a manifest of it into one of the next schema."""
 MAX_BYTES = 2_000_000
 MANIFEST, TENSORS = "manifest.json", "profile.safetensors"
 _NEUTRAL_SHAPES = {"crop": "(width,) or (1, width) features", "landmarks": "(478, 3) or (1, 478, 3) points"}
-_PER_AU = ("gate", "trust", "threshold", "offset")
+_PER_AU = ("gate", "trust", "threshold", "offset", "lead")
 
 
 @dataclass
@@ -49,6 +59,7 @@ class Profile:
     neutral_confidence: 0-1.
     gate: (K,) 0-1, share of the personal output. trust: (K,) largest move from the base, in intensity. thresholds: (K,) intensity from
     which an AU counts as present. offsets: (K,) what is taken out as rest, see :func:`personalize.reader.without_rest`.
+    lead: (K,) by how much this model read above the base in half of the person's clip, see :meth:`personalize.reader.Reader.another_day`.
     plugins: 'kind/name' -> version. recipe: resolved; paths in it are cut to file names when saved.
     provenance: e.g. 'clip' (file name), 'sha256', 'duration_s', 'frames', 'date'; no paths. consent: free text.
     """
@@ -65,6 +76,7 @@ class Profile:
     trust: np.ndarray = field(default_factory=lambda: np.zeros(len(AUS), dtype=np.float32))
     thresholds: np.ndarray = field(default_factory=lambda: np.ones(len(AUS), dtype=np.float32))
     offsets: np.ndarray = field(default_factory=lambda: np.zeros(len(AUS), dtype=np.float32))
+    lead: np.ndarray = field(default_factory=lambda: np.full(len(AUS), NO_LEAD, dtype=np.float32))
     aus: tuple[int, ...] = AUS
     plugins: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +87,7 @@ class Profile:
 
     def manifest(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, but for the hash of the tensors."""
-        arrays = {"gate": self.gate, "trust": self.trust, "threshold": self.thresholds, "offset": self.offsets}
+        arrays = {"gate": self.gate, "trust": self.trust, "threshold": self.thresholds, "offset": self.offsets, "lead": self.lead}
         per_au = {key: np.broadcast_to(np.asarray(value, dtype=np.float32), (len(self.aus),)) for key, value in arrays.items()}
         return {
             "schema": SCHEMA,
@@ -206,6 +218,7 @@ class Profile:
             trust=arrays["trust"],
             thresholds=arrays["threshold"],
             offsets=arrays["offset"],
+            lead=arrays["lead"],
             aus=tuple(manifest["aus"]),
             plugins=manifest["plugins"],
             recipe=manifest["recipe"],

@@ -8,13 +8,13 @@ them is decided last (:meth:`personalize.weights.Base.report`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .aus import MAX_INTENSITY
+from .aus import AUS, MAX_INTENSITY
 from .faces import Observation
 from .identity import Neutral
 from .model import CROP, POINTS, AUNet
@@ -27,6 +27,9 @@ so much of the AU's threshold of presence, as far as the base misreads it, are h
 Chosen on validation people (docs/results.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
+DAY_LEAD, DAY_SPAN_S = 0.1, 5.0
+"""In half of a clip's frames a personal reading may lead the base's by so much more than in the person's own clip; seconds that a clip must
+last before it is asked. Chosen on validation people (docs/results.md)."""
 _AT_ONCE = 64
 """Faces in a pass of the network."""
 
@@ -35,7 +38,7 @@ _AT_ONCE = 64
 class Reading:
     """Intensities of N faces. base: (N, K) by the base model; personal: (N, K) by the person's model, gated, or None without a profile.
 
-    expected: (N, K) of the base, what ``base`` reports of it.
+    expected: (N, K) of the base, what ``base`` reports of it. own: (N, K) of the person's model, gated, before rest is taken out, or None.
 
     certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
     """
@@ -44,18 +47,22 @@ class Reading:
     personal: np.ndarray | None
     certainty: np.ndarray
     expected: np.ndarray
+    own: np.ndarray | None = None
 
     def __getitem__(self, rows: slice) -> Reading:
         """Some of the faces."""
-        personal = None if self.personal is None else self.personal[rows]
-        return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows])
+        personal, own = (None if x is None else x[rows] for x in (self.personal, self.own))
+        return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows], own)
 
     @classmethod
     def join(cls, parts: Sequence[Reading]) -> Reading:
         """Several readings by one reader, at least one, as one."""
-        personal = [p.personal for p in parts if p.personal is not None]
-        base, certainty, expected = (np.concatenate([getattr(p, key) for p in parts]) for key in ("base", "certainty", "expected"))
-        return cls(base, np.concatenate(personal) if personal else None, certainty, expected)
+
+        def joined(key: str) -> np.ndarray | None:
+            given = [getattr(p, key) for p in parts]
+            return None if given[0] is None else np.concatenate(given)
+
+        return cls(*(joined(f.name) for f in fields(cls)))  # type: ignore[arg-type]
 
     @property
     def best(self) -> np.ndarray:
@@ -126,8 +133,31 @@ class Reader:
             return Reading(base, None, certainty, expected)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
         own = blend(expected, _read(self.own, look, batch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
+        return Reading(base, self.personal(own), certainty, expected, own)
+
+    def read_clip(self, observations: Sequence[Observation]) -> Reading:
+        """As :meth:`read`, all faces of one person in one clip: what another day adds (:meth:`another_day`) is taken out."""
+        found = self.read(observations)
+        if found.own is not None:
+            found.personal = self.personal(found.own, self.another_day(found.own, found.expected, [o.timestamp for o in observations]))
+        return found
+
+    def personal(self, own: np.ndarray, day: np.ndarray | float = 0.0) -> np.ndarray:
+        """(N, K) what is reported of ``own`` (N, K), expected intensities of the person's model, gated. day: (K,) what another day adds."""
+        assert self.profile is not None
         known = 0.0 if self.neutral is None else self.profile.gate
-        return Reading(base, self.base.report(without_rest(own, self.profile.offsets), known), certainty, expected)
+        return self.base.report(without_rest(np.clip(own - day, 0, MAX_INTENSITY), self.profile.offsets), known)
+
+    def another_day(self, own: np.ndarray, expected: np.ndarray, times: Sequence[float]) -> np.ndarray:
+        """(K,) how much of the person's readings of a clip comes of another day: another light, camera, beard.
+
+        Then the neutral is not quite this clip's, and some AU reads above zero in all of it. The base, which knows no neutral, does not:
+        so by what ``own`` leads ``expected`` (N, K) in half of the frames, beyond what it did in the person's clip, and more than
+        ``DAY_LEAD``. An expression that lasts raises both. 0 for clips shorter than ``DAY_SPAN_S``, and for stills. times: (N,) seconds.
+        """
+        if self.profile is None or len(times) == 0 or max(times) - min(times) < DAY_SPAN_S:
+            return np.zeros(len(AUS), np.float32)
+        return np.asarray(np.clip(lead_of(own, expected) - self.profile.lead - DAY_LEAD, 0, None), np.float32)
 
 
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
@@ -141,6 +171,11 @@ def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.nd
     """(N, K) expected intensities: the base's, moved towards the person's by ``gate`` (K,), at most by ``trust`` (K,) before it."""
     moved = np.clip(personal - base, -np.asarray(trust), np.asarray(trust))
     return np.asarray(np.clip(base + np.asarray(gate) * moved, 0.0, MAX_INTENSITY), np.float32)
+
+
+def lead_of(own: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(K,) by how much the person's readings (N, K) lie above the base's in half of the frames."""
+    return np.asarray(np.median(own - expected, axis=0), np.float32)
 
 
 def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:

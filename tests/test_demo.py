@@ -12,6 +12,7 @@ from sklearn.metrics import mean_absolute_error
 from personalize import demo, scoring
 from personalize.aus import AUS, COLUMNS
 from personalize.metrics import icc31
+from personalize.predict import Row
 from personalize.synth.clips import read_truth
 
 K = len(AUS)
@@ -61,10 +62,10 @@ def test_telling_frames_differ() -> None:
 def test_rows_of_others_and_empty_frames_are_left_out() -> None:
     a, b, c = (np.full(K, x) for x in (1.0, 2.0, 3.0))
     rows = [
-        ("", (0, 1, 0.0), a, b),
-        ("", (0, 0, 0.0), c, c),
-        ("", (1, -1, 0.1), None, None),
-        ("", (2, 1, 0.2), b, None),
+        Row("", (0, 1, 0.0), a, b),
+        Row("", (0, 0, 0.0), c, c),
+        Row("", (1, -1, 0.1)),
+        Row("", (2, 1, 0.2), b),
     ]
     frames, before, after = demo.readings_of(rows, 1)
     assert frames.tolist() == [0, 2]

@@ -205,12 +205,12 @@ def test_mean_over_aus_that_both_models_have() -> None:
 @pytest.mark.parametrize("person", [0, 1])
 def test_rows_of_one_person(person: int) -> None:
     """Frame 0 shows both, frame 1 only face 1, frame 2 nobody: a row a frame, blank where the person is not seen."""
-    from personalize.predict import Table
+    from personalize.predict import Row, Table
 
     table, k = Table(still=False), len(AUS)
     for frame, face in ((0, 0), (0, 1), (1, 1), (2, -1)):
         values = None if face < 0 else np.full(k, face + 0.1234, np.float32)
-        table.rows.append(("", (frame, face, frame / 25, 1.0, int(face >= 0), 0.0, 0.0, 0.0), values, None))
+        table.rows.append(Row("", (frame, face, frame / 25, 1.0, int(face >= 0), 0.0, 0.0, 0.0), values))
     frames, timestamps, _, base, personal = evaluate.person_rows(table, person)
     assert frames.tolist() == [0, 1, 2] and timestamps.tolist() == [0.0, 0.04, 0.08] and personal is None
     want = [0.123, np.nan, np.nan] if person == 0 else [1.123, 1.123, np.nan]

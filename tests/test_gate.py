@@ -11,7 +11,8 @@ from scipy.stats import pearsonr
 
 from personalize.aus import AUS, COLUMNS
 from personalize.gate import Evidence, hear, opening
-from personalize.reader import blend, offsets_at, without_rest
+from personalize.profile import Profile
+from personalize.reader import Reader, blend, offsets_at, without_rest
 from personalize.weights import Base, load_base
 
 K = len(AUS)
@@ -202,6 +203,47 @@ def test_what_is_read_in_nine_tenths_of_the_calm_frames_is_rest() -> None:
         expected = [1.6 * 0.45 + 0.3 * 0.5 * 1.5, 1.2 * thresholds[1], 0.3 * 0.8 * thresholds[2]]
         assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
     assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
+
+
+def clip_of(rng: np.random.Generator, n: int = 200) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """What the person's model and the base expect in a clip of 20 s, and when: one AU moves, the rest trembles."""
+    expected = rng.uniform(0, 0.3, (n, K))
+    expected[n // 4 : n // 2, 8] += 3.0
+    return expected + rng.normal(0, 0.02, (n, K)), expected, [i / 10 for i in range(n)]
+
+
+def test_another_day_is_what_a_reading_leads_by_in_half_of_the_clip() -> None:
+    base, rng = load_base(), np.random.default_rng(5)
+    lead = rng.uniform(-0.2, 0.3, K).astype(np.float32)
+    reader = Reader(base, Profile("her", base.name, base.sha256, lead=lead, offsets=np.full(K, 0.4, np.float32)))
+    own, expected, times = clip_of(rng)
+    own += rng.uniform(-0.3, 0.9, K)
+    day = reader.another_day(own, expected, times)
+    for k in range(K):
+        ahead = sorted(float(a - b) for a, b in zip(own[:, k], expected[:, k], strict=True))
+        assert day[k] == pytest.approx(max(0.0, (ahead[99] + ahead[100]) / 2 - float(lead[k]) - 0.1), abs=1e-5)
+    assert (day > 0.1).any() and (day == 0).any()
+    y = np.clip(own - day, 0, 5)
+    said = base.report((0.02 * y + 0.98 * y**7 / np.maximum(y**6 + 0.4**6, 1e-12)).astype(np.float32), 0.0)
+    np.testing.assert_allclose(reader.personal(own, day), said, atol=1e-4)
+
+
+def test_what_lasts_is_no_other_day_where_the_base_sees_it_too() -> None:
+    """A smile through the whole clip, read higher by the person's model; and a clip too short to tell, and stills."""
+    base, rng = load_base(), np.random.default_rng(6)
+    reader = Reader(base, Profile("her", base.name, base.sha256, lead=np.full(K, 0.05, np.float32)))
+    own, expected, times = clip_of(rng)
+    smile = own.copy(), expected.copy()
+    for readings in smile:
+        readings[:, 8] += 2.0
+    assert not reader.another_day(own, expected, times).any() and not reader.another_day(*smile, times).any()
+    higher = smile[0] + 1.0
+    assert reader.another_day(higher, smile[1], times).min() > 0.7
+    assert not reader.another_day(higher, smile[1], [t / 5 for t in times]).any()
+    assert not reader.another_day(higher, smile[1], [0.0] * len(times)).any()
+    assert not reader.another_day(higher[:0], smile[1][:0], []).any()
+    unknown = Reader(base, Profile("her", base.name, base.sha256))
+    assert not unknown.another_day(higher + 3.0, smile[1], times).any(), "a profile from before there was a lead"
 
 
 def test_a_shut_gate_gives_exactly_the_base() -> None:

@@ -22,7 +22,7 @@ from personalize import predict
 from personalize.aus import AUS
 from personalize.faces import Observation
 from personalize.profile import Profile
-from personalize.reader import Reading
+from personalize.reader import Reader, Reading
 from personalize.video import Frame
 from personalize.weights import KNOTS, load_base
 
@@ -251,6 +251,26 @@ def test_one_face_only_keeps_a_row_a_frame() -> None:
         (2, -1, 0, True),
         (3, 0, 1, False),
     ]
+
+
+def test_another_day_is_taken_out_of_the_profiles_person_alone() -> None:
+    """Two faces, 10 s; the personal model reads 0.8 above the base throughout, 0.1 of it also in the person's clip; 0.1 are free."""
+    base, k = load_base(), len(AUS)
+    reader = Reader(base, Profile("her", base.name, base.sha256, lead=np.full(k, 0.1, np.float32)))
+    table, rng = predict.Table(still=False), np.random.default_rng(0)
+    expected = rng.uniform(0, 3, (101, 2, k)).astype(np.float32)
+    for i in range(101):
+        seen, own = [observation(i, 0), observation(i, 1)], expected[i] + 0.8
+        reading = Reading(base.report(expected[i]), reader.personal(own), np.ones(2, np.float32), expected[i], own)
+        table.add(Frame(i, i / 10, np.zeros((1, 1, 3), np.uint8)), seen, reading)
+    before = list(table.rows)
+    table.settle(reader, 1)
+    for i, (was, now) in enumerate(zip(before, table.rows, strict=True)):
+        assert was.meta == now.meta and np.array_equal(was.base, now.base)
+        if now.meta[1] == 0:
+            assert np.array_equal(was.personal, now.personal)
+        else:
+            assert now.personal == pytest.approx(base.report(expected[i // 2, 1:] + 0.2)[0], abs=1e-4)
 
 
 def save_profile(folder: Path, offset: float, **changes: Any) -> Path:

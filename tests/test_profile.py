@@ -35,6 +35,7 @@ def make(name: str = "anna", **changes) -> Profile:
         "trust": np.full(len(AUS), 1.5, np.float32),
         "thresholds": rng.random(len(AUS)).astype(np.float32) * 5,
         "offsets": rng.normal(size=len(AUS)).astype(np.float32),
+        "lead": rng.normal(size=len(AUS)).astype(np.float32),
         "plugins": {"adapters/lora": "0.1.0"},
         "recipe": {"seed": 0, "base": "base", "adapter": {"name": "lora", "options": {"rank": 4}}},
         "provenance": {"clip": "talking.mp4", "sha256": "ab" * 32, "duration_s": 53.2, "frames": 1580, "date": "2026-03-04"},
@@ -50,7 +51,7 @@ def test_round_trip_is_exact(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "profile.safetensors"]
     assert [p.name for p in folder.parent.iterdir()] == ["profile"]
     other = Profile.load(folder, "base", BASE)
-    for key in ("gate", "trust", "thresholds", "offsets"):
+    for key in ("gate", "trust", "thresholds", "offsets", "lead"):
         np.testing.assert_array_equal(getattr(other, key), getattr(mine, key))
         assert getattr(other, key).dtype == np.float32
     for kind in ("delta", "neutral"):
@@ -80,8 +81,8 @@ def test_the_manifest_is_a_contract(tmp_path):
         "schema", "personalize", "created", "name", "base", "aus", "adapter", "neutral", "per_au", "plugins", "recipe", "provenance",
         "consent", "tensors",
     }  # fmt: skip
-    assert manifest["schema"] == 1 and manifest["aus"] == list(AUS)
-    assert set(manifest["per_au"]["AU06"]) == {"gate", "trust", "threshold", "offset"}
+    assert manifest["schema"] == 2 and manifest["aus"] == list(AUS)
+    assert set(manifest["per_au"]["AU06"]) == {"gate", "trust", "threshold", "offset", "lead"}
     assert manifest["tensors"]["sha256"] == hashlib.sha256((folder / "profile.safetensors").read_bytes()).hexdigest()
 
 
@@ -245,10 +246,10 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
         "Use that base, or fit again with this one."
     )
     folder = fresh("newer")
-    corrupt(folder, lambda m: m.update(schema=2, personalize="9.0"))
+    corrupt(folder, lambda m: m.update(schema=3, personalize="9.0"))
     assert (
         error(folder)
-        == f"'{folder / 'manifest.json'}' has schema 2, written by personalize 9.0; this one reads up to 1. Upgrade personalize."
+        == f"'{folder / 'manifest.json'}' has schema 3, written by personalize 9.0; this one reads up to 2. Upgrade personalize."
     )
     folder = fresh("json")
     (folder / "manifest.json").write_text("{")
@@ -282,9 +283,26 @@ def test_loading_never_unpickles(tmp_path):
 
 def test_an_older_schema_is_migrated(tmp_path, monkeypatch):
     folder = make().save(tmp_path)
-    monkeypatch.setattr(profiles, "SCHEMA", 2)
-    monkeypatch.setitem(profiles.MIGRATIONS, 1, lambda m: m | {"schema": 2, "consent": "migrated"})
+    monkeypatch.setattr(profiles, "SCHEMA", 3)
+    monkeypatch.setitem(profiles.MIGRATIONS, 2, lambda m: m | {"schema": 3, "consent": "migrated"})
     assert Profile.load(folder).consent == "migrated"
+
+
+def test_a_profile_of_the_first_schema_says_nothing_of_its_lead(tmp_path):
+    """As it was written before there was a lead: everything else is as it was, and no reading leads by 5."""
+    mine = make()
+    folder = mine.save(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for values in manifest["per_au"].values():
+        del values["lead"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": 1}))
+    other = Profile.load(folder)
+    assert (other.lead == 5).all() and other.lead.shape == (len(AUS),)
+    np.testing.assert_array_equal(other.offsets, mine.offsets)
+    for broken in ({}, {"per_au": 3}, {"per_au": {"AU01": 3}}):
+        (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "per_au"} | {"schema": 1} | broken))
+        with pytest.raises(ProfileError, match="is broken: 'per_au' (is missing|has no numbers)"):
+            Profile.load(folder)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "ä", "-x", "x" * 65, "a\n", "dot."])
