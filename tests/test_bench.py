@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,7 +21,7 @@ from personalize import bench, registry, scoring
 from personalize.aus import AUS, COLUMNS
 from personalize.errors import ConfigError, InputError
 from personalize.generators import Request
-from personalize.metrics import icc31
+from personalize.metrics import bootstrap, icc31
 from personalize.synth import clips
 from personalize.synth.clips import Camera, Clip
 from personalize.video import VideoWriter, open_media
@@ -396,3 +397,34 @@ def test_the_ceiling_renders_the_very_person(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as error:
         ceiling.prepare(SimpleNamespace(name="anna", size=(96, 96), observations=frames), 0)
     assert str(error.value) == "generator ceiling knows synthetic people only, named as person0003, not 'anna'"
+
+
+def test_several_runs_as_one(tmp_path: Path) -> None:
+    """benchmarks/bench_together.py, by its command: people of all runs count alike, undefined ones nowhere; nobody counts twice."""
+
+    metrics = ("icc", "mae", "f1", "auc")
+
+    def run(seed: int, scores: dict[str, list[float | None]]) -> Path:
+        names = [f"person{1000 * seed + i:04d}" for i in range(len(scores["base"]))]
+        people = {m: {"people": {n: dict.fromkeys(metrics, v) for n, v in zip(names, x, strict=True)}} for m, x in scores.items()}
+        found = {method: {"AU06": each, "mean": each} for method, each in people.items()}
+        about = {"seed": seed, "personalised": "mine", "methods": list(scores), "people": dict.fromkeys(names)}
+        path = tmp_path / f"{seed}.json"
+        path.write_text(json.dumps({**about, "scores": found}))
+        return path
+
+    first = {"base": [0.1, 0.3], "only_here": [0.0, 0.0], "mine": [0.2, 0.6]}
+    runs = [run(0, first), run(1, {"base": [0.5, 0.1, 0.1], "mine": [0.5, None, 0.3]})]
+    script = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "bench_together.py")]
+    done = subprocess.run([*script, *map(str, runs)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "base                   icc 0.220 mae 0.220 f1 0.220 auc 0.220" and lines[1].startswith(
+        "mine                   icc 0.400"
+    )
+    low, high = bootstrap([0.1, 0.3, 0.0, 0.2]).low, bootstrap([0.1, 0.3, 0.0, 0.2]).high
+    assert f"mine minus base, icc: +0.150 [{low:+.3f}, {high:+.3f}], 4 people" in lines and "only_here" not in done.stdout
+    assert lines[-1] == f"AU06, ICC gained on the base: +0.150 [{low:+.3f}, {high:+.3f}], 4 people"
+    done = subprocess.run([*script, str(runs[0]), str(runs[0])], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "two of the runs have the same seed, so the same people: run bench with another --seed.\n"

@@ -1,0 +1,54 @@
+"""Several runs of ``personalize bench`` with other people as one: differences paired per person over all of them.
+
+Run: personalize bench --people 12 --output bench0; personalize bench --people 12 --seed 1 --output bench1;
+python benchmarks/bench_together.py bench0/bench.json bench1/bench.json. A person's mean is over the AUs that are defined for them; the
+bench's own tables average over people first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from personalize.metrics import Interval, paired
+
+METRICS = ("icc", "mae", "f1", "auc")
+
+
+def values(runs: list[dict[str, Any]], method: str, au: str, metric: str) -> np.ndarray:
+    """One a person, run by run; NaN where undefined. au: a column, or 'mean'."""
+    found = [run["scores"][method][au]["people"][person][metric] for run in runs for person in run["people"]]
+    return np.array([np.nan if v is None else v for v in found])
+
+
+def shown(interval: Interval) -> str:
+    """Mean, interval, people."""
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], {interval.n} people"
+
+
+def main() -> None:
+    """Read the runs and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="bench.json of each run")
+    runs = [json.loads(path.read_text()) for path in parser.parse_args().runs]
+    if len({run["seed"] for run in runs}) < len(runs):
+        raise SystemExit("two of the runs have the same seed, so the same people: run bench with another --seed.")
+    chosen = runs[0]["personalised"]
+    methods = [m for m in runs[0]["methods"] if all(m in run["methods"] for run in runs)]
+    for method in methods:
+        print(method.ljust(22), *(f"{metric} {np.nanmean(values(runs, method, 'mean', metric)):.3f}" for metric in METRICS))
+    for rival in (m for m in methods if m != chosen):
+        for metric in METRICS:
+            ours, theirs = (values(runs, m, "mean", metric) for m in (chosen, rival))
+            print(f"{chosen} minus {rival}, {metric}: {shown(paired(theirs, ours))}")
+    for au in (a for a in runs[0]["scores"][chosen] if a != "mean"):
+        gain = paired(values(runs, "base", au, "icc"), values(runs, chosen, au, "icc"))
+        print(f"{au}, ICC gained on the base: {shown(gain)}")
+
+
+if __name__ == "__main__":
+    main()
