@@ -279,6 +279,8 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             best = read if self.profile is None else np.clip(read - 0.3 * self.profile.gate, 0, 5)
             return SimpleNamespace(best=best, base=read, expected=read)
 
+        read_clip = read
+
     def fit(media: object, recipe: dict, run_dir: Path, name: str) -> SimpleNamespace:
         fitted.append(f"{name} {recipe['generator']['name']}")
         assert recipe["tracking"]["wandb"] == "off" and run_dir.is_dir()
