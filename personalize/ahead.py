@@ -137,7 +137,7 @@ def _serve(to: Connection, make: Callable[..., Iterable[Any]], args: tuple[Any, 
     except BrokenPipeError:  # nobody listens any more
         pass
     except Exception as error:
-        try:  # a plug-in's own exception may not survive the way: its name and text do
+        try:  # a plug-in's own exception may not survive the way: its name and text do (what is loaded was written here)
             pickle.loads(pickle.dumps(error))
         except Exception:
             error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)

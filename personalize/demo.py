@@ -95,7 +95,7 @@ def clips_of(seed: int) -> tuple[Clip, Clip]:
 
 def readings_of(rows: Sequence[Any], person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(frame numbers (N,), base (N, K), personal (N, K)) of one person from the rows of :class:`personalize.predict.Table`."""
-    mine = [(int(row.meta[0]), row.base, row.base if row.personal is None else row.personal) for row in rows if row.is_of(person)]
+    mine = [(int(row.meta[0]), row.base, row.best) for row in rows if row.is_of(person)]
     frames, before, after = zip(*mine, strict=True)
     return np.array(frames), np.stack(before), np.stack(after)
 

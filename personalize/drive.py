@@ -101,8 +101,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
     stamps = np.array(times)
     if reader.profile is not None:
         expected = np.stack([mine[int(i)][0] for i in np.flatnonzero(present)])
-        day = reader.another_day(values[present], expected, stamps[present].tolist())
-        values[present] = reader.personal(values[present], day)
+        values[present] = reader.in_clip(values[present], expected, stamps[present].tolist())
     shown = np.array([mine[o.frame][0] for o in kept])
     neutral = find_neutral(kept, shown) if kept else None
     middle = np.median(turn[present], axis=0)

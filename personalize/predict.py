@@ -88,6 +88,11 @@ class Row(NamedTuple):
         """Whether it is a reading of that person's face."""
         return self.base is not None and int(self.meta[1]) == person
 
+    @property
+    def best(self) -> np.ndarray | None:
+        """(K,) the person's where there is one, else the base's."""
+        return self.base if self.personal is None else self.personal
+
 
 class Table:
     """The rows of a prediction, kept as numbers until the clip is over: only then is it known who the clip is about, and what of it is
@@ -119,7 +124,7 @@ class Table:
         mine = [i for i, row in enumerate(self.rows) if row.is_of(person) and row.own is not None]
         if mine:
             own, expected = (np.stack([getattr(self.rows[i], key) for i in mine]) for key in ("own", "expected"))
-            personal = reader.personal(own, reader.another_day(own, expected, [self.rows[i].meta[2] for i in mine]))
+            personal = reader.in_clip(own, expected, [self.rows[i].meta[2] for i in mine])
             for i, values in zip(mine, personal, strict=True):
                 self.rows[i] = self.rows[i]._replace(personal=values)
 
@@ -237,13 +242,13 @@ def _draw(media: Media, table: Table, person: int, name: str, writer: VideoWrite
     from .overlay import draw
 
     rows = {int(row.meta[0]): row for row in table.rows if row.is_of(person)}
-    for frame in ui.progress(media.frames(), media.length, f"Drawing {media.name}"):
-        image, row = frame.image, rows.get(frame.index)
-        if row is not None and row.base is not None:
-            base = dict(zip(COLUMNS, row.base.tolist(), strict=True))
-            shown = base if row.personal is None else dict(zip(COLUMNS, row.personal.tolist(), strict=True))
-            image = draw(image, row.box, name, shown, None if row.personal is None else base)
-        writer.write(_fit(image, writer.size))
+    with ui.unsaid():
+        for frame in ui.progress(media.frames(), media.length, f"Drawing {media.name}"):
+            image, row = frame.image, rows.get(frame.index)
+            if row is not None and row.base is not None and row.best is not None:
+                shown, base = (dict(zip(COLUMNS, values.tolist(), strict=True)) for values in (row.best, row.base))
+                image = draw(image, row.box, name, shown, None if row.personal is None else base)
+            writer.write(_fit(image, writer.size))
 
 
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -139,8 +139,12 @@ class Reader:
         """As :meth:`read`, all faces of one person in one clip: what another day adds (:meth:`another_day`) is taken out."""
         found = self.read(observations)
         if found.own is not None:
-            found.personal = self.personal(found.own, self.another_day(found.own, found.expected, [o.timestamp for o in observations]))
+            found.personal = self.in_clip(found.own, found.expected, [o.timestamp for o in observations])
         return found
+
+    def in_clip(self, own: np.ndarray, expected: np.ndarray, times: Sequence[float]) -> np.ndarray:
+        """(N, K) what is reported of the person's readings of one clip, arguments as :meth:`another_day`, without what that adds."""
+        return self.personal(own, self.another_day(own, expected, times))
 
     def personal(self, own: np.ndarray, day: np.ndarray | float = 0.0) -> np.ndarray:
         """(N, K) what is reported of ``own`` (N, K), expected intensities of the person's model, gated. day: (K,) what another day adds."""

@@ -53,6 +53,17 @@ def divert(to: Callable[[str], None]) -> None:
     _diverted = to
 
 
+@contextmanager
+def unsaid() -> Generator[None]:
+    """Warnings within are not said: what is read again here was warned of when it was read first, perhaps in another process."""
+    global _diverted
+    before, _diverted = _diverted, lambda text: None
+    try:
+        yield
+    finally:
+        _diverted = before
+
+
 def warn(text: str) -> None:
     """One yellow line on stderr: something was left out or may surprise, and the work goes on."""
     if _diverted is not None:

@@ -359,6 +359,20 @@ def test_clip_under_a_second(face_clip: Clip, tmp_path: Path, command: Run) -> N
     assert said.warnings == ["warning: tiny.mp4 is short (5 frames, 0.33 s): results will be rough; bring 10 s or more"]
 
 
+def test_with_an_overlay_a_warning_is_said_once(face_clip: Clip, tmp_path: Path, command: Run) -> None:
+    """The clip, and a photograph that is cut off, are read twice: to be tracked in another process, and to be drawn on."""
+    from PIL import Image
+
+    tiny = write_clip(tmp_path / "tiny.mp4", face_clip.images[:5])
+    said = command("predict", "--input", tiny, "--output", tmp_path / "a.csv", "--overlay", tmp_path / "a.mp4")
+    assert said.warnings == ["warning: tiny.mp4 is short (5 frames, 0.33 s): results will be rough; bring 10 s or more"]
+    Image.fromarray(face_clip.images[0]).save(tmp_path / "cut.jpg", quality=95)
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * 0.97)])
+    said = command("predict", "--input", tmp_path / "cut.jpg", "--output", tmp_path / "b.csv", "--overlay", tmp_path / "b.mp4")
+    assert said.warnings.count("warning: cut.jpg is cut off: used the part that decodes") == 1
+
+
 def test_waiting_frames_are_bounded(face_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an overlay the pictures of frames are dropped before they wait for the model."""
     from personalize import registry
