@@ -30,25 +30,25 @@ _SPLIT_SIZE = 1_000_000
 SPLITS = ("train", "validation", "benchmark", "demo")
 
 AU_ACTIONS: dict[int, dict[str, float]] = {
-    1: {"browInnerUp": 1.0},
-    2: {"browOuterUp": 1.0},
-    4: {"browDown": 0.9, "medial": 1.0},
-    5: {"eyeWide": 1.0},
+    1: {"browInnerUp": 1.0, "frontalisInner": 1.0},
+    2: {"browOuterUp": 1.0, "frontalisOuter": 1.0},
+    4: {"browDown": 1.5, "medial": 2.0},
+    5: {"eyeWide": 1.25},
     6: {"cheekSquint": 0.8, "eyeSquint": 0.8, "malar": 1.4},
-    7: {"eyeSquint": 1.0, "eyeBlink": 0.12},
-    9: {"noseSneer": 1.6, "alar": 1.4, "mouthUpperUp": 0.25},
-    10: {"mouthUpperUp": 1.0, "noseSneer": 0.15},
-    12: {"mouthSmile": 0.85},
-    14: {"mouthDimple": 1.0},
-    15: {"mouthFrown": 1.1},
-    16: {"mouthLowerDown": 1.0},
-    17: {"mouthShrugLower": 1.1, "mouthShrugUpper": 0.15, "chinBoss": 2.0},
-    18: {"mouthPucker": 0.9},
-    20: {"mouthStretch": 1.0},
-    22: {"mouthFunnel": 0.9},
-    23: {"mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthPucker": 0.25},
-    24: {"mouthPress": 0.5, "mouthRollLower": 0.3, "mouthRollUpper": 0.3},
-    28: {"mouthRollLower": 0.9, "mouthRollUpper": 0.9},
+    7: {"eyeSquint": 1.3, "eyeBlink": 0.2},
+    9: {"noseSneer": 1.8, "alar": 1.4, "mouthUpperUp": 0.4, "browDown": 0.3},
+    10: {"mouthUpperUp": 1.2, "noseSneer": 0.15},
+    12: {"mouthSmile": 0.9},
+    14: {"mouthDimple": 1.3},
+    15: {"mouthFrown": 1.3},
+    16: {"mouthLowerDown": 1.5},
+    17: {"mouthShrugLower": 1.3, "mouthShrugUpper": 0.3, "chinBoss": 2.0},
+    18: {"mouthPucker": 1.3},
+    20: {"mouthStretch": 1.0, "risorius": 1.0},
+    22: {"mouthFunnel": 1.0},
+    23: {"mouthRollLower": 0.6, "mouthRollUpper": 0.6, "mouthPucker": 0.5},
+    24: {"mouthPress": 0.9, "mouthRollLower": 0.5, "mouthRollUpper": 0.5},
+    28: {"mouthRollLower": 1.1, "mouthRollUpper": 1.1},
     43: {"eyeBlink": 1.1},
 }
 """Which facial actions each AU drives at intensity 5, before the person's gain. AU25 and AU26 are measured on the mesh instead."""
@@ -88,7 +88,15 @@ def controls() -> tuple[tuple[str, ...], np.ndarray]:
     below_brows = 0.35 + 0.65 / (1 + np.exp(-(v[:, 1, None] + 8) / 3))
     for name in ("noseSneerLeft", "noseSneerRight"):
         moves[names.index(name)] = moves[names.index(name)] * below_brows
+    # The forehead slides over the skull and takes the brow along, not the lids below.
+    above_lids = 1 / (1 + np.exp(np.clip((v[:, 1] + 10) / 2.0, None, 50)))
     for name, weight, direction in (
+        ("frontalisInnerLeft", blob(14, -24, 12, 17) * above_lids, (-0.4, -6.5, 0.6)),
+        ("frontalisInnerRight", blob(-14, -24, 12, 17) * above_lids, (0.4, -6.5, 0.6)),
+        ("frontalisOuterLeft", blob(42, -22, 15, 17) * above_lids, (0.3, -5.0, 0.6)),
+        ("frontalisOuterRight", blob(-42, -22, 15, 17) * above_lids, (-0.3, -5.0, 0.6)),
+        ("risoriusLeft", blob(28, 76, 14, 9), (4.5, -1.5, 2.0)),
+        ("risoriusRight", blob(-28, 76, 14, 9), (-4.5, -1.5, 2.0)),
         ("medialLeft", blob(15, -18, 11, 10), (-3.0, 0.8, -0.8)),
         ("medialRight", blob(-15, -18, 11, 10), (3.0, 0.8, -0.8)),
         ("chinBossLeft", blob(0, 99, 17, 12) * side, (0.0, -3.2, -2.2)),
@@ -218,7 +226,7 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
     # Each set of strokes on its own: where lines cross, the sum would take the depth from the rest.
     maps[9] = (
         -2.1 * _strokes(nose, furrow * 0.9)
-        - 1.5 * _strokes(bridge, furrow)
+        - 0.9 * _strokes(bridge, furrow)
         - 1.2 * _strokes(wing, furrow * 1.2)
         + 1.3 * _bump(11, 18, 5, 9)
     )
@@ -233,7 +241,7 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
     pebbles = cv2.GaussianBlur(rng.normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32), (0, 0), 2.3)
     pebbles /= pebbles.std()
     mental = [[(x, 89 + 0.012 * x * x + j(0.3)) for x in np.linspace(-15, 15, 9)]]
-    maps[17] = 1.1 * pebbles * _bump(0, 102, 16, 10) - 2.0 * _strokes(mental, furrow * 1.2) + 1.2 * _bump(0, 101, 13, 8)
+    maps[17] = 0.8 * pebbles * _bump(0, 102, 16, 10) - 2.0 * _strokes(mental, furrow * 1.2) + 1.2 * _bump(0, 101, 13, 8)
     lip = [[(x * 1.12, y + 9 * s) for y, s in ((66, -0.6), (66, 0.0))] for x in np.linspace(-14, 14, 8)]
     lip += [[(x * 1.08, y) for y in (85, 91)] for x in np.linspace(-12, 12, 7)]
     maps[18] = -0.8 * _strokes(lip, 0.9)
@@ -397,8 +405,8 @@ class Person:
         gain = np.exp(rng.normal(0, 0.28, (len(AUS), 1)) + rng.normal(0, 0.10, (len(AUS), 2))).clip(0.45, 1.7).astype(np.float32)
         shut = AUS.index(43)
         gain[shut] = np.maximum(gain[shut], 1.0)  # everybody can close their eyes
-        wrinkled = np.interp(age, [18, 35, 60, 80], [0.7, 0.85, 1.1, 1.3])
-        crease = (wrinkled * np.exp(rng.normal(0, 0.3, len(WRINKLES)))).clip(0.3, 1.7).astype(np.float32)
+        wrinkled = np.interp(age, [18, 35, 60, 80], [0.5, 0.7, 1.0, 1.2])
+        crease = (wrinkled * np.exp(rng.normal(0, 0.45, len(WRINKLES)))).clip(0.12, 1.7).astype(np.float32)
         maps = wrinkle_maps(rng)
         permanent = np.interp(age, [18, 35, 60, 80], [0.02, 0.10, 0.35, 0.55]) * np.exp(rng.normal(0, 0.5, len(WRINKLES))).clip(0.1, 2.5)
         permanent[[WRINKLES.index(a) for a in (9, 14, 15, 17, 18, 20)]] *= 0.3
@@ -524,9 +532,9 @@ def _local_shape(h: heads.Head, rng: np.random.Generator) -> np.ndarray:
             if "ear" in stem or "neck" in stem
             else 0.2
             if "forehead" in stem
-            else 0.33
+            else 0.26
             if stem.startswith(("head-", "mouth-"))
-            else 0.42
+            else 0.30
         )
         value = shared.setdefault(stem, float(rng.normal(0, spread)))
         values[i] = value + (float(rng.normal(0, 0.07)) if stem != name else 0.0)
@@ -696,7 +704,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
 
 def _brows(rng: np.random.Generator) -> np.ndarray:
     """Mask of the eyebrows: two arcs of random height, length, thickness and density."""
-    height, arch, tilt = rng.normal(-19.5, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
+    height, arch, tilt = rng.normal(-17.4, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
     inner, outer = rng.normal(12, 1.8), rng.normal(49, 2.5)
     thick, density = float(np.clip(rng.normal(4.2, 1.2), 1.6, 7.5)), float(rng.uniform(0.45, 1.0))
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
