@@ -172,18 +172,23 @@ def augment_crops(crop: Tensor) -> Tensor:
     return crop.clamp(0, 255)
 
 
-def augment_landmarks(landmarks: Tensor, people: int = 0, each: int = 0, stretch: float = 0.05, tremble: float = 0.003) -> Tensor:
-    """(B, 478, 3): stretched, turned, shifted, and noisy; what is NaN stays so.
+def augment_landmarks(
+    landmarks: Tensor, people: int = 0, each: int = 0, stretch: float = 0.05, bend: float = 0.012, tremble: float = 0.003
+) -> Tensor:
+    """(B, 478, 3): stretched, turned, bent, shifted, and noisy; what is NaN stays so.
 
     people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
-    person in a way of their own; 0: one known person, who is not to be stretched. stretch, tremble: standard deviations, relative and in
-    canonical units.
+    person in a way of their own, and every picture bent (stretched and sheared) in its own: in another light or camera a tracker places the
+    same resting face .01 to .04 elsewhere, most of it so. 0: one known person in one clip, who is neither stretched nor bent. stretch, bend,
+    tremble: standard deviations, the first two relative, the last in canonical units.
     """
     n, device = len(landmarks), landmarks.device
 
     if people:
         drawn = 1 + stretch * _normal(landmarks, people, 1, 3)
         landmarks = landmarks * torch.cat([drawn, drawn.repeat_interleave(each, 0)])
+        bent = bend * _normal(landmarks, n, 3, 3)
+        landmarks = landmarks + torch.einsum("bij,bnj->bni", bent, landmarks.nan_to_num())
     # The pose fit is never exact: a little rotation, scale and shift remain, and every point trembles, most in depth.
     turn, zero = 0.035 * _normal(landmarks, n, 3), torch.zeros(n, device=device)
     skew = torch.stack([zero, -turn[:, 2], turn[:, 1], turn[:, 2], zero, -turn[:, 0], -turn[:, 1], turn[:, 0], zero], 1).view(n, 3, 3)
