@@ -166,7 +166,7 @@ def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, fl
 
 def fit_readout(expected: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(K, 18) what to report at :data:`~personalize.weights.KNOTS`: halfway from the (N, K) expected intensities to those that stand in the
-    same place among the true ones (quantile mapping). Half: all the way adds noise where the model knows little (docs/results.md).
+    same place among the true ones (quantile mapping). Half: all the way adds noise where the model knows little (docs/choices.md).
 
     target: (N, K), NaN where unknown; an AU with fewer than 200 known intensities is reported as it is.
     """

@@ -16,7 +16,7 @@ from .faces import Observation
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
 CALM = 2.5
-"""Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/results.md)."""
+"""Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/choices.md)."""
 
 
 @dataclass

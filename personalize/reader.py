@@ -24,12 +24,12 @@ from .weights import Base
 REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.9, 1.6, 0.3, 1.2
 """An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and
 so much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold.
-Chosen on validation people (docs/results.md)."""
+Chosen on validation people (docs/choices.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
 DAY_LEAD, DAY_SPAN_S = 0.1, 5.0
 """In half of a clip's frames a personal reading may lead the base's by so much more than in the person's own clip; seconds that a clip must
-last before it is asked. Chosen on validation people (docs/results.md)."""
+last before it is asked. Chosen on validation people (docs/choices.md)."""
 _AT_ONCE = 64
 """Faces in a pass of the network."""
 

@@ -494,6 +494,28 @@ def test_wrinkles_come_with_their_aus(people):
     assert np.abs(half).max() < 0.5 * np.abs(full).max()  # creases deepen faster than linearly
 
 
+@pytest.mark.parametrize(
+    ("au", "place", "axis", "low", "high"),
+    [
+        (1, (14, -18), 1, -11, -7), (1, (46, -18), 1, -2, 0), (2, (46, -18), 1, -10, -6), (2, (14, -18), 1, -2, 0),  # brows rise, in and out
+        (4, (14, -18), 1, 4, 8), (4, (14, -18), 0, -9, -4), (1, (33, -5), 1, -0.5, 0.5), (2, (33, -5), 1, -0.5, 0.5),  # the lids stay
+        (12, (26, 76), 1, -14, -9), (12, (26, 76), 0, 4, 9), (15, (26, 76), 1, 4, 8), (20, (26, 76), 0, 6, 10), (18, (26, 76), 0, -9, -4),
+        (17, (0, 100), 1, -9, -5), (10, (0, 72), 1, -7, -3), (16, (0, 82), 1, 4, 8), (6, (36, 27), 1, -12, -4),
+    ],
+)  # fmt: skip
+def test_at_intensity_5_a_face_moves_as_far_as_faces_do(au, place, axis, low, high):
+    """Millimetres on the mean head: healthy adults' largest movements are some 10 mm (docs/synthetic-world.md)."""
+    h = head.load()
+    v = h.vertices
+    field = np.einsum("c,cvx->vx", au_matrix()[0][AUS.index(au)], controls()[1]) + (
+        np.einsum("c,cvx->vx", au_matrix()[1][AUS.index(au)], controls()[1])
+    )
+    skin = np.zeros(len(v), bool)
+    skin[h.vertices_of("skin")] = True
+    near = skin & (v[:, 2] < 20) & (np.hypot(v[:, 0] - place[0], v[:, 1] - place[1]) < 6)
+    assert near.any() and low <= field[near].mean(0)[axis] <= high
+
+
 def test_people_move_by_their_own_gain_and_unevenly(people):
     names, moves = controls()
     left, right = au_matrix()

@@ -99,7 +99,7 @@ class Shot:
 
         left, right = au_matrix()
         names, moves = controls()
-        strength = np.maximum(left, right)[AUS.index(au)].copy()
+        strength = (left + right)[AUS.index(au)]
         for name, value in {25: {"mouthLowerDown": 0.8, "mouthUpperUp": 0.4}, 26: {"jawOpen": 0.65}}.get(au, {}).items():
             strength[[i for i, n in enumerate(names) if n in (name, name + "Left", name + "Right")]] = value
         field = np.einsum("c,cvx->vx", strength, moves)
