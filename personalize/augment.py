@@ -178,9 +178,9 @@ def augment_landmarks(
     """(B, 478, 3): stretched, turned, bent, shifted, and noisy; what is NaN stays so.
 
     people, each: the batch is of so many people (references first, then ``each`` pictures of each) whose faces are stretched besides, every
-    person in a way of their own, and every picture bent (stretched and sheared) in its own: in another light or camera a tracker places the
-    same resting face .01 to .04 elsewhere, most of it so. 0: one known person in one clip, who is neither stretched nor bent. stretch, bend,
-    tremble: standard deviations, the first two relative, the last in canonical units.
+    person in a way of their own, and every picture bent (stretched and sheared) in its own: in another light or camera a tracker places
+    the same resting face .01 to .04 elsewhere, most of it so. 0: one known person in one clip, who is neither stretched nor bent.
+    stretch, bend, tremble: standard deviations, the first two relative, the last in canonical units.
     """
     n, device = len(landmarks), landmarks.device
 

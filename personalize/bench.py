@@ -96,7 +96,7 @@ def bench_command(args: argparse.Namespace) -> int:
     result |= circumstances(args, jobs[0])
     write(folder, result)
     show(result)
-    ui.info(f"wrote {folder / 'bench.json'}, bench.csv, bench.png")
+    ui.info(f"wrote {folder / 'bench.json'}, bench.csv, bench.md, bench.png")
     return 0
 
 
@@ -567,7 +567,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """bench.json with everything, bench.csv with every score of every AU, bench.png."""
+    """bench.json with everything, bench.csv with every score of every AU, bench.md with the tables, bench.png."""
     text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "bench.csv").open("w", newline="", encoding="utf-8") as file:
@@ -578,6 +578,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
                 for m in scoring.METRICS:
                     values = ("" if math.isnan(v) else f"{v:.4f}" for v in (row["pooled"][m], row["per_person"][m]))
                     writer.writerow([method, au, m, *values, row["defined"][m] if au != "mean" else len(row["people"])])
+    (folder / "bench.md").write_text("\n".join(ui.markdown(*table) for table in tables(result)), encoding="utf-8")
     plot(folder / "bench.png", result)
 
 
@@ -593,8 +594,9 @@ def _shown(interval: Interval) -> str:
     return f"{interval.mean:+.3f}" if math.isnan(interval.low) else str(interval)
 
 
-def show(result: dict[str, Any]) -> None:
-    """The tables on stdout."""
+def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
+    """Title, columns and rows of what there is to see."""
+    out: list[tuple[str, list[str], list[list[Any]]]] = []
     scores, people = result["scores"], result["people"]
     read, dropped = sum(p["read"] for p in people.values()), sum(p["dropped"] for p in people.values())
     title = f"{len(people)} unseen people, {read} query frames ({dropped} without a tracked face left out for all); means over AUs"
@@ -604,7 +606,7 @@ def show(result: dict[str, Any]) -> None:
         pooled, each = table["pooled"], table["per_person"]
         return [pooled["icc"], each["icc"], pooled["pcc"], each["pcc"], each["mae"], pooled["f1"], each["f1"], each["auc"]]
 
-    ui.table(title, head, [[label(m), *row(scores[m]["mean"])] for m in result["methods"]])
+    out.append((title, head, [[label(m), *row(scores[m]["mean"])] for m in result["methods"]]))
     best, chosen, fit = result["best_simple"]["per_person"], result["personalised"], scores[result["personalised"]]
     found = result["differences"][chosen]
     rows = []
@@ -617,14 +619,14 @@ def show(result: dict[str, Any]) -> None:
         rows.append([*cells, base["per_person"]["mae"], simple["mae"], own["per_person"]["mae"]])
     head = ["AU", "people", "ICC base", "simple", "no gen.", "personal", "- base", "- simple", "MAE base", "simple", "personal"]
     simple_names = f"{LABELS[best['icc']]} (ICC), {LABELS[best['mae']]} (MAE)"
-    ui.table(f"Per person: personal = {label(chosen)}; simple = {simple_names}; 95% intervals", head, rows)
+    out.append((f"Per person: personal = {label(chosen)}; simple = {simple_names}; 95% intervals", head, rows))
     rows = []
     for au in NAMED:
         for m in result["methods"]:
             gain = _shown(result["differences"][m]["base"]["per_person"]["icc"][au]) if m in result["fits"] else None
             rows.append([au, label(m), *row(scores[m][au]), gain])
     columns = ["AU", "", "ICC pooled", "ICC", "PCC pooled", "PCC", "MAE", "F1 pooled", "F1", "AUC", "ICC - base"]
-    ui.table("AU06 and AU17 by name", columns, rows)
+    out.append(("AU06 and AU17 by name", columns, rows))
     rows = [
         [
             label(f),
@@ -637,8 +639,15 @@ def show(result: dict[str, Any]) -> None:
         for f, g in result["forgetting"].items()
     ]
     note = "Forgetting: other people's query clips, ICC with this person's weights, without this person's neutral"
-    ui.table(note, ["", "before", "after, gated", "change", "after, ungated", "change"], rows)
-    ui.table("Bars", ["", "figure", "met"], [[b["what"], b["figure"], "yes" if b["met"] else "no"] for b in result["bars"]])
+    out.append((note, ["", "before", "after, gated", "change", "after, ungated", "change"], rows))
+    out.append(("Bars", ["", "figure", "met"], [[b["what"], b["figure"], "yes" if b["met"] else "no"] for b in result["bars"]]))
+    return out
+
+
+def show(result: dict[str, Any]) -> None:
+    """The tables on stdout."""
+    for table in tables(result):
+        ui.table(*table)
     if result.get("quick"):
         ui.warn("--quick shows that the benchmark runs: its figures mean nothing.")
 

@@ -197,6 +197,12 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[obj
     console.print(drawn, highlight=False)
 
 
+def markdown(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same table as a section of a Markdown file."""
+    lines = [list(columns), ["---"] * len(columns), *([str(_cell(value)) for value in row] for row in rows)]
+    return "\n".join([f"## {title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+
+
 def _cell(value: object) -> Any:
     from rich.text import Text
 

@@ -335,6 +335,9 @@ def test_command_writes_everything_and_resumes(
     assert result["differences"]["replay_only"]["base"]["pooled"]["icc"]["mean"]["mean"] == 0
     rows = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert len(rows) == 6 * 23 * 5
+    mean = result["scores"]["base"]["mean"]
+    told = next(line for line in (tmp_path / "bench.md").read_text().splitlines() if line.startswith("| base |"))
+    assert told.split("|")[2:4] == [f" {mean['pooled']['icc']:.3f} ", f" {mean['per_person']['icc']:.3f} "]
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
     # again: nothing is fitted anew; with one part lost, only that part
     small_bench.clear()
