@@ -49,6 +49,7 @@ class Variant:
 
     name: str
     stretch: bool = True
+    bend: bool = True
     tremble: bool = True
     neutral: bool = True
     rows: str = "all"
@@ -57,6 +58,7 @@ class Variant:
 VARIANTS = (
     Variant("all"),
     Variant("no stretch of faces", stretch=False),
+    Variant("no bending of pictures", bend=False),
     Variant("no tremble of points", tremble=False),
     Variant("no neutral in training", neutral=False),
     Variant("a quarter of the people", rows="quarter"),
@@ -106,7 +108,9 @@ def train(variant: Variant, data: dict[str, np.ndarray], model: dict[str, Any], 
         pictures = rng.choice(rows, people)
         chosen = [rng.choice(neutrals[int(data["person"][i])]) for i in pictures]
         both = points[np.concatenate([chosen, pictures])].float()
-        both = augment_landmarks(both, people, 1, 0.05 if variant.stretch else 0.0, 0.003 if variant.tremble else 0.0)
+        both = augment_landmarks(
+            both, people, 1, **{option: 0.0 for option in ("stretch", "bend", "tremble") if not getattr(variant, option)}
+        )
         both = thin_out(both, own)
         has_neutral = (torch.rand(people) < 0.55) & variant.neutral
         neutral = {"crop": look, "landmarks": both[:people]}

@@ -145,9 +145,8 @@ class Table:
 
     def markdown(self) -> str:
         """A section of its own."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        body = "\n".join("| " + " | ".join(str(_text(c)) for c in line) + " |" for line in lines)
-        return "\n\n".join([f"## {self.title}", body, *([self.note] if self.note else [])])
+        body = ui.markdown(self.title, self.columns, [[shown(c) for c in row] for row in self.rows])
+        return "\n".join([body, self.note]) if self.note else body.rstrip("\n")
 
 
 @dataclass
@@ -206,13 +205,6 @@ def shown(cell: Any) -> Any:
     if isinstance(cell, Interval):
         return f"{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]" if np.isfinite(cell.mean) else None
     return float(cell) if isinstance(cell, np.floating) else cell
-
-
-def _text(cell: Any) -> Any:
-    cell = shown(cell)
-    if cell is None or (isinstance(cell, float) and not np.isfinite(cell)):
-        return "-"
-    return f"{cell:.3f}" if isinstance(cell, float) else cell
 
 
 def _plain(cell: Any) -> Any:

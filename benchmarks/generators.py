@@ -168,18 +168,6 @@ def rows(found: dict[str, dict[str, Any]]) -> list[list[Any]]:
     return out
 
 
-def markdown(found: dict[str, dict[str, Any]]) -> str:
-    """The table for a page."""
-
-    def cell(value: Any) -> str:
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            return "-"
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-    lines = [HEAD, ["---"] * len(HEAD), *rows(found)]
-    return "\n".join("| " + " | ".join(cell(v) for v in line) + " |" for line in lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=4)
@@ -226,7 +214,7 @@ def main() -> None:
             write(place, verdict, provenance(name, open_media(support.path(args.output / "clips")), chosen["seed"]))
             figures[name].append(verdict.figures)
             done = {n: summary(f) for n, f in figures.items() if f}
-            (args.output / "generators.md").write_text(markdown(done))
+            (args.output / "generators.md").write_text(ui.markdown(None, HEAD, rows(done)))
     tracker.close()
     done = {n: summary(f) for n, f in figures.items() if f}
     compared = differences({n: f for n, f in figures.items() if f}) if done else {}

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
+from sheet import portrait
 
 from personalize import registry, ui
 from personalize.aus import AUS, COLUMNS
@@ -23,7 +23,6 @@ from personalize.base import read_renders
 from personalize.metrics import auc, pcc
 from personalize.reader import Reader
 from personalize.synth.person import controls
-from personalize.synth.scene import Scene
 from personalize.synth.world import World
 from personalize.tracks import Survey, observe, tracked_sample
 from personalize.video import open_media
@@ -37,6 +36,8 @@ SAME = {
     43: ("eyeBlink",),
 }  # fmt: skip
 """Blendshapes that mean an AU (both sides are averaged)."""
+DRIVEN = tuple(au for au in AUS if au not in (25, 26))
+"""AU25 and AU26 are measured: nobody poses them alone."""
 LEVELS = (3.0, 5.0)
 MOVES = 0.1
 """A blendshape that spans less than this in a clip says nothing about it."""
@@ -73,16 +74,14 @@ class Blendshapes:
 def posed(people: int, blendshapes: Blendshapes) -> dict[str, np.ndarray]:
     """Pictures as tracked: 'crop', 'landmarks', 'pose', 'person', 'neutral' as in a shard; 'au' (0: at rest), 'level', 'shapes' (N, K)."""
     world, tracker = World(size=192), MediaPipeTracker(num_faces=1)
-    asked = [(0, 0.0), *((au, level) for au in AUS if au not in (25, 26) for level in LEVELS)]
+    asked = [(0, 0.0), *((au, level) for au in DRIVEN for level in LEVELS)]
     aus, none = np.zeros((len(asked), len(AUS)), np.float32), np.zeros((len(asked), 3), np.float32)
     for row, (au, level) in enumerate(asked[1:], 1):
         aus[row, AUS.index(au)] = level
+    extra = np.zeros((len(asked), len(controls()[0])), np.float32)
     rows: list[tuple] = []
     for index in ui.progress(range(people), people, "Posing"):
-        scene = Scene.sample(np.random.default_rng([index, 7100]))
-        scene.distance, scene.face_share, scene.offset = 700.0, 0.74, np.zeros(2)
-        extra = np.zeros((len(asked), len(controls()[0])), np.float32)
-        shots = world.render(world.person("validation", index), aus, extra, none, none[:, :2], [scene])
+        shots = world.render(world.person("validation", index), aus, extra, none, none[:, :2], [portrait(index)])
         for (au, level), image in zip(asked, (i for s in shots for i in s.images), strict=True):
             found = tracked_sample(image, tracker)
             if found is not None:
@@ -98,7 +97,7 @@ def single(people: int, base: str, blendshapes: Blendshapes) -> tuple[list[str],
     read = {mode: read_renders(net, data, mode) for mode in ("fused", "crop", "landmarks")}
     rest = {int(p): points for p, points in zip(data["person"][data["neutral"]], data["landmarks"][data["neutral"]], strict=True)}
     rows = []
-    for au in (a for a in AUS if a not in (25, 26)):
+    for au in DRIVEN:
         k = AUS.index(au)
         row: list = [COLUMNS[k]]
         full = [i for i in np.flatnonzero((data["au"] == au) & (data["level"] == LEVELS[-1])) if int(data["person"][i]) in rest]
@@ -147,7 +146,6 @@ def main() -> None:
     parser.add_argument("--clips", type=Path)
     parser.add_argument("--md", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(2)
     blendshapes, tables = Blendshapes(), []
     if args.people:
         tables.append(("AUC of one AU alone against rest", *single(args.people, args.base, blendshapes)))

@@ -23,6 +23,13 @@ LIMIT = 400_000
 CAPTION = 18
 
 
+def portrait(seed: int) -> Scene:
+    """Some light and background, the camera close and straight ahead."""
+    scene = Scene.sample(np.random.default_rng([seed, 7100]))
+    scene.distance, scene.face_share, scene.offset = 700.0, 0.74, np.zeros(2)
+    return scene
+
+
 def faces(world: World, index: int, columns: tuple[tuple[int, ...], ...]) -> np.ndarray:
     """(columns, S, S, 3) uint8: one person of the demo split, frontal, in one light, at intensity 5 in each column's AUs."""
     person = world.person("demo", index)
@@ -35,8 +42,7 @@ def faces(world: World, index: int, columns: tuple[tuple[int, ...], ...]) -> np.
         extra[row, names.index("jawOpen")] = 0.7 * (26 in wanted)
         extra[row, [i for i, n in enumerate(names) if n.startswith("mouthLowerDown")]] = 0.35 * (25 in wanted)
         extra[row, [i for i, n in enumerate(names) if n.startswith("mouthUpperUp")]] = 0.2 * (25 in wanted)
-    scene = Scene.sample(np.random.default_rng([index, 7100]))
-    scene.distance, scene.face_share, scene.offset = 700.0, 0.74, np.zeros(2)
+    scene = portrait(index)
     nothing = np.zeros((len(columns), 3), np.float32)
     return next(world.render(person, aus, extra, nothing, nothing[:, :2], [scene], batch=len(columns))).images
 

@@ -173,7 +173,7 @@ def augment_crops(crop: Tensor) -> Tensor:
 
 
 def augment_landmarks(
-    landmarks: Tensor, people: int = 0, each: int = 0, stretch: float = 0.05, bend: float = 0.012, tremble: float = 0.003
+    landmarks: Tensor, people: int = 0, each: int = 0, *, stretch: float = 0.05, bend: float = 0.012, tremble: float = 0.003
 ) -> Tensor:
     """(B, 478, 3): stretched, turned, bent, shifted, and noisy; what is NaN stays so.
 

@@ -180,6 +180,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[obj
     """A table on stdout (or 'stderr'). Numbers stand on the right; floats get three digits, NaN and None a dash."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     cells = [[*row] for row in rows]
     drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -188,7 +189,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[obj
         numeric = bool(values) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        drawn.add_row(*(_cell(value) for value in row))
+        drawn.add_row(*(Text(_cell(value)) for value in row))
     console = _console(stream == "stderr")
     if not console.is_terminal:  # a file or a pipe has no width: never squeeze what a script may read
         from rich.console import Console
@@ -197,15 +198,13 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[obj
     console.print(drawn, highlight=False)
 
 
-def markdown(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same table as a section of a Markdown file."""
-    lines = [list(columns), ["---"] * len(columns), *([str(_cell(value)) for value in row] for row in rows)]
-    return "\n".join([f"## {title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+def markdown(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same table for a Markdown file, as a section of its own where it has a title."""
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join([*([f"## {title}", ""] if title else []), *("| " + " | ".join(line) + " |" for line in lines), ""])
 
 
-def _cell(value: object) -> Any:
-    from rich.text import Text
-
+def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and value != value):
-        return Text("-")
-    return Text(f"{value:.3f}" if isinstance(value, float) else str(value))
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

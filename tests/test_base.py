@@ -80,6 +80,22 @@ def test_without_tremble_all_points_of_a_picture_move_together() -> None:
     assert wide[1] > 1.3 * wide[0]
 
 
+def test_pictures_are_bent_each_in_its_own_way_but_not_those_of_one_clip() -> None:
+    """A turn is antisymmetric, a scale a multiple of one: what else is in the affine map of a picture is its bending."""
+    torch.manual_seed(0)
+    points = torch.randn(1, POINTS, 3).expand(400, -1, -1)
+    one = torch.cat([points[0], torch.ones(POINTS, 1)], 1)
+
+    def sheared(people: int, **options: float) -> torch.Tensor:
+        moved = augment_landmarks(points, people, 3, stretch=0, tremble=0, **options)
+        linear = torch.stack([torch.linalg.lstsq(one, m).solution[:3] for m in moved])
+        return ((linear + linear.mT) / 2)[:, [0, 0, 1], [1, 2, 2]]
+
+    assert sheared(0).abs().max() < 1e-5 and sheared(100, bend=0.0).abs().max() < 1e-5
+    for bend in (0.012, 0.03):
+        assert float(sheared(100, bend=bend).std(0).mean()) == pytest.approx(bend / 2**0.5, rel=0.1)
+
+
 def test_thinned_people_keep_68_points() -> None:
     torch.manual_seed(3)
     own = torch.arange(40).repeat_interleave(5)

@@ -507,9 +507,7 @@ def test_at_intensity_5_a_face_moves_as_far_as_faces_do(au, place, axis, low, hi
     """Millimetres on the mean head: healthy adults' largest movements are some 10 mm (docs/synthetic-world.md)."""
     h = head.load()
     v = h.vertices
-    field = np.einsum("c,cvx->vx", au_matrix()[0][AUS.index(au)], controls()[1]) + (
-        np.einsum("c,cvx->vx", au_matrix()[1][AUS.index(au)], controls()[1])
-    )
+    field = np.einsum("c,cvx->vx", sum(au_matrix())[AUS.index(au)], controls()[1])
     skin = np.zeros(len(v), bool)
     skin[h.vertices_of("skin")] = True
     near = skin & (v[:, 2] < 20) & (np.hypot(v[:, 0] - place[0], v[:, 1] - place[1]) < 6)

