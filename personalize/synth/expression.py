@@ -21,7 +21,7 @@ COMBINATIONS: tuple[tuple[int, ...], ...] = (
     (17, 1, 2), (18,), (18, 22), (20,), (20, 1, 2, 4), (20, 5), (20, 12), (22,), (22, 5), (23,), (23, 7), (24,), (24, 4), (28,),
     (28, 1), (43,), (43, 12), (43, 7), (5,), (5, 2), (7,), (7, 2), (18, 1, 2), (18, 4), (18, 6), (22, 4), (22, 1, 2), (22, 6),
     (20, 4), (20, 6), (20, 17), (20, 9), (24, 6), (24, 9), (24, 1, 2), (24, 43), (28, 4), (28, 6), (28, 7), (28, 9), (28, 5), (28, 43),
-    (16, 6), (16, 4), (16, 1), (23, 6), (23, 9), (23, 4), (23, 24), (22, 16), (6, 43), (15, 9), (9, 6, 17),
+    (16, 6), (16, 4), (16, 1), (23, 6), (23, 9), (23, 4), (23, 24), (22, 43), (6, 43), (15, 9), (9, 6, 17),
 )  # fmt: skip
 """Plausible sets of AUs that go together, prototypes and many that are none."""
 _EXCLUSIVE = (
@@ -38,6 +38,8 @@ _SHAPES = (16, 18, 20, 22, 23, 24, 28)
 """What the lips do: some of these at a time, most exclude each other."""
 _CLOSED_LIPS = (17, 18, 23, 24, 28, 14)
 _LIPS = [AUS.index(a) for a in _CLOSED_LIPS]
+_PRESSED = [AUS.index(a) for a in (24, 28)]
+_PARTED = [AUS.index(a) for a in (10, 16, 22)]
 
 
 @dataclass
@@ -96,13 +98,27 @@ def sample_still(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             aus[AUS.index(int(au))] = _intensity(rng)
     _settle(aus, rng)
     extra = np.zeros(len(controls()[0]), np.float32)
-    closed = aus[_LIPS].max() > 1.0
-    if kind == "speech" or rng.random() < (0.12 if closed else 0.5):
-        _open(extra, float(rng.beta(1.1, 2.2)), float(rng.uniform(0, 1)))
+    pressed, closed, parted = (aus[rows].max() > 1.0 for rows in (_PRESSED, _LIPS, _PARTED))
+    # So that AU25 tells little of what else the lips do.
+    if rng.random() < (0.25 if pressed else 0.1 if parted else 1.0 if kind == "speech" else 0.6 if closed else 0.95):
+        _part_or_drop(extra, rng, pressed)
     for name in ("jawLeft", "jawRight", "jawForward", "mouthLeft", "mouthRight", "cheekPuff"):
         if rng.random() < 0.04:
             extra[_control(name)] = rng.uniform(0, 0.6)
     return aus, extra
+
+
+def _part_or_drop(extra: np.ndarray, rng: np.random.Generator, closed: bool) -> None:
+    """Hardly more than part the lips, drop the jaw behind closed lips, or both: alone, AU25 and AU26 would be one to a model."""
+    jaw, part = float(rng.beta(1.1, 2.0)), float(rng.uniform(0, 1))
+    kind = rng.choice(["part", "drop", "both"], p=[0.2, 0.6, 0.2] if closed else [0.5, 0.15, 0.35])
+    if kind == "part":
+        _open(extra, 0.3 * float(rng.uniform(0, 1)), part)
+    elif kind == "drop":
+        _open(extra, jaw * 0.8, 0)
+        extra[_control("mouthClose")] += jaw * 0.8 * 0.75  # raises the lower lip by as much as the jaw takes it down
+    else:
+        _open(extra, jaw, part)
 
 
 def _open(extra: np.ndarray, jaw: float, part: float) -> None:
