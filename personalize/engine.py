@@ -40,7 +40,7 @@ from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
-from .reader import Reader, batch_of, blend, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
+from .reader import Reader, batch_of, blend, lasting, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
 from .tracks import Survey, observe
 from .video import Media, open_media
@@ -426,7 +426,8 @@ class Session:
         own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
         read = blend(self.identity.intensity, own, opened, trust)
         offsets = self._offsets(read)
-        thresholds = self._thresholds(without_rest(read, offsets), opened if self.neutral is not None else np.zeros_like(opened))
+        seen = lasting(read, [o.timestamp for o in self.identity.observations])
+        thresholds = self._thresholds(without_rest(read, offsets, seen), opened if self.neutral is not None else np.zeros_like(opened))
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -449,7 +450,7 @@ class Session:
             version=__version__,
         )
         profile.save(self.run_dir)
-        traces = Reader(self.base, profile).read(self.identity.observations)
+        traces = Reader(self.base, profile).read_clip(self.identity.observations)
         from .report import write_report
 
         samples, held = self.samples(len(self.rounds) - 1)

@@ -21,12 +21,17 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST = 0.9, 1.6, 0.3, 1.2
+REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST, REST_PROMISE = 0.9, 1.6, 0.3, 1.2, 0.04
 """An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and
-so much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above the last multiple of that threshold.
-Chosen on validation people (docs/choices.md)."""
+so much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above such a multiple of that threshold.
+Less is taken out of an AU of which a known neutral takes less than the last share of the base's error. Chosen on validation people
+(docs/choices.md)."""
 REST_KEPT = 0.02
 """Share of a reading that stays however far it is below what the person shows at rest."""
+LASTING_S, GAP_S = 0.4, 0.5
+"""Seconds over which a reading is averaged, and within which the highest average counts, before it is compared with the rest: what shows
+for longer is more than what a frame trembles by. Frames further apart than the last have nothing to do with each other. Chosen on
+validation people (docs/choices.md)."""
 DAY_LEAD, DAY_SPAN_S = 0.1, 5.0
 """In half of a clip's frames a personal reading may lead the base's by so much more than in the person's own clip; seconds that a clip must
 last before it is asked. Chosen on validation people (docs/choices.md)."""
@@ -136,21 +141,24 @@ class Reader:
         return Reading(base, self.personal(own), certainty, expected, own)
 
     def read_clip(self, observations: Sequence[Observation]) -> Reading:
-        """As :meth:`read`, all faces of one person in one clip: what another day adds (:meth:`another_day`) is taken out."""
+        """As :meth:`read`, all faces of one person in one clip, in order of time: reported as :meth:`in_clip` does."""
         found = self.read(observations)
         if found.own is not None:
             found.personal = self.in_clip(found.own, found.expected, [o.timestamp for o in observations])
         return found
 
     def in_clip(self, own: np.ndarray, expected: np.ndarray, times: Sequence[float]) -> np.ndarray:
-        """(N, K) what is reported of the person's readings of one clip, arguments as :meth:`another_day`, without what that adds."""
-        return self.personal(own, self.another_day(own, expected, times))
+        """(N, K) what is reported of the person's readings of one clip, arguments as :meth:`another_day`: without what another day adds and
+        what is no more than rest, which decides what is :func:`lasting`."""
+        return self.personal(own, self.another_day(own, expected, times), times)
 
-    def personal(self, own: np.ndarray, day: np.ndarray | float = 0.0) -> np.ndarray:
-        """(N, K) what is reported of ``own`` (N, K), expected intensities of the person's model, gated. day: (K,) what another day adds."""
+    def personal(self, own: np.ndarray, day: np.ndarray | float = 0.0, times: Sequence[float] = ()) -> np.ndarray:
+        """(N, K) what is reported of ``own`` (N, K), expected intensities of the person's model, gated. day: (K,) what another day adds.
+        times: (N,) seconds, rising; none: each frame for itself."""
         assert self.profile is not None
         known = 0.0 if self.neutral is None else self.profile.gate
-        return self.base.report(without_rest(np.clip(own - day, 0, MAX_INTENSITY), self.profile.offsets), known)
+        shown = np.clip(own - day, 0, MAX_INTENSITY)
+        return self.base.report(without_rest(shown, self.profile.offsets, lasting(shown, times) if len(times) else None), known)
 
     def another_day(self, own: np.ndarray, expected: np.ndarray, times: Sequence[float]) -> np.ndarray:
         """(K,) how much of the person's readings of a clip comes of another day: another light, camera, beard.
@@ -182,23 +190,44 @@ def lead_of(own: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.asarray(np.median(own - expected, axis=0), np.float32)
 
 
-def without_rest(intensity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N, K) intensities y as y (f + (1 - f) y^6 / (y^6 + o^6)), ``offsets`` o (K,): readings of o shrink to half and lower ones faster,
-    high ones stay.
+def lasting(intensity: np.ndarray, times: Sequence[float]) -> np.ndarray:
+    """(N, K) the highest mean over :data:`LASTING_S` around a moment within as long around it, of intensities (N, K) of one face at rising
+    ``times`` (N,), seconds. Pieces of a clip that are :data:`GAP_S` apart are taken for themselves."""
+    out = np.array(intensity, np.float64)
+    steps = np.diff(np.asarray(times, np.float64))
+    ends = [0, *(np.flatnonzero((steps > GAP_S) | (steps <= 0)) + 1).tolist(), len(out)]
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        if end - start > 1:
+            half = int(LASTING_S / 2 / float(np.median(steps[start : end - 1])) + 0.05)  # times are rounded to milliseconds
+            out[start:end] = _around(_around(out[start:end], half).mean(-1), half).max(-1)
+    return out
 
-    Strictly rising in y, so it can change no order of a person's frames, unlike subtracting and cutting at zero, which throws away whatever
-    is below the offset; f, :data:`REST_KEPT`, keeps faint ones apart within the decimals of a table.
+
+def _around(values: np.ndarray, half: int) -> np.ndarray:
+    """(N, K) to (N, K, 2 half + 1): each value with those around it; the ends go on as they are."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(values, ((half, half), (0, 0)), mode="edge"), 2 * half + 1, axis=0)
+
+
+def without_rest(intensity: np.ndarray, offsets: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    """(N, K) intensities y as y (f + (1 - f) s^6 / (s^6 + o^6)), ``offsets`` o (K,): readings of o shrink to half and lower ones faster,
+    high ones stay. s is ``seen`` (N, K), what was :func:`lasting` there; without it y itself.
+
+    Unlike subtracting and cutting at zero it throws nothing away that is below the offset: of what is equally lasting the higher stays the
+    higher; f, :data:`REST_KEPT`, keeps faint ones apart within the decimals of a table.
     """
     y = np.asarray(intensity, np.float64)
-    shown = y**6 / np.maximum(y**6 + np.asarray(offsets, np.float64) ** 6, 1e-12)
+    s = y if seen is None else np.asarray(seen, np.float64)
+    shown = s**6 / np.maximum(s**6 + np.asarray(offsets, np.float64) ** 6, 1e-12)
     return np.asarray(y * (REST_KEPT + (1 - REST_KEPT) * shown), np.float32)
 
 
 def offsets_at(readings: np.ndarray, confidence: float, base: Base) -> np.ndarray:
     """(K,) offsets for :func:`without_rest` from what is read in the calm frames of a person's clip (N, K), as far as the clip is known to
-    show the face at rest (confidence of its neutral, 0-1); of an AU that the base reads well, less is misread, and less is taken out.
+    show the face at rest (confidence of its neutral, 0-1). Of an AU that the base reads well, less is misread, and less is taken out; of
+    one that the base reads no better for a known neutral (its ``promise``), the rest tells as little, and less is taken out too.
 
     Calm ones (:func:`personalize.identity.calm_frames`): in a clip that somebody laughs through, the laugh is not their rest."""
     below = np.quantile(readings, REST_SHARE, axis=0)
     present, doubted = base.expected_thresholds, 1 - np.clip(base.reliability(), 0, 1)
-    return np.asarray(confidence * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)
+    told = confidence * np.clip(np.nan_to_num(base.promise(), nan=1.0) / REST_PROMISE, 0, 1)
+    return np.asarray(told * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)

@@ -26,7 +26,7 @@ from personalize.engine import Keeper
 from personalize.faces import Observation
 from personalize.module import PersonalModule
 from personalize.profile import Profile
-from personalize.reader import without_rest
+from personalize.reader import lasting, without_rest
 from personalize.weights import load_base
 from personalize_plugins.generators.mesh_warp import MeshWarp
 
@@ -150,7 +150,9 @@ def test_the_profile_reads_the_clip(unbroken: Path, face_clip: Clip, command: Ru
     model = load_base()
     expected = expected_of(model, before)
     told = profile.gate if profile.neutral else 0.0
-    most, least = (model.report(without_rest(np.clip(expected + sign * reach, 0, 5), rest), told) for sign in (1, -1))
+    times = [float(r["timestamp"]) for r in own]
+    reached = [np.clip(expected + sign * reach, 0, 5) for sign in (1, -1)]
+    most, least = (model.report(without_rest(y, rest, lasting(y, times)), told) for y in reached)
     assert (after <= most + 0.011).all() and (after >= least - 0.011).all(), "further than the gates allow"
     assert (rest > 0).any() and (rest >= 0).all(), "the face at rest reads something"
 

@@ -12,7 +12,7 @@ from scipy.stats import pearsonr
 from personalize.aus import AUS, COLUMNS
 from personalize.gate import Evidence, hear, opening
 from personalize.profile import Profile
-from personalize.reader import Reader, blend, offsets_at, without_rest
+from personalize.reader import Reader, blend, lasting, offsets_at, without_rest
 from personalize.weights import Base, load_base
 
 K = len(AUS)
@@ -39,15 +39,16 @@ def evidence() -> Callable[..., Evidence]:
         ({}, 0.75, 1.0),
         ({}, 0.25, 0.0),
         ({}, 0.3, 0.1),
-        # Nobody has anything to say: half at most.
-        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 1.0, 0.5),
-        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 0.4, 0.0),
-        # Clearly worse on held-out samples: shut. No change: open.
-        ({"gain": -0.3}, 1.0, 0.0),
+        # Nobody has anything against it: as far as the neutral is sure.
+        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 1.0, 1.0),
+        ({"gain": np.nan, "agreement": np.nan, "moves": 0.0}, 0.4, 0.3),
+        # Held-out samples shut a gate where the training went wrong: three times the base's error. Twice is no evidence.
         ({"gain": -2.0}, 1.0, 0.0),
-        ({"gain": -0.15}, 1.0, 0.5),
-        ({"gain": -0.18}, 1.0, 0.3),
-        ({"gain": 0.0}, 1.0, 1.0),
+        ({"gain": -30.0}, 1.0, 0.0),
+        ({"gain": -1.5}, 1.0, 0.5),
+        ({"gain": -1.6}, 1.0, 0.3),
+        ({"gain": -1.0}, 1.0, 1.0),
+        ({"gain": 0.5}, 1.0, 1.0),
         # Another movement than the base sees, clearly: shut; where the base sees none, it does not matter.
         ({"agreement": 0.5}, 1.0, 0.0),
         ({"agreement": -1.0}, 1.0, 0.0),
@@ -55,7 +56,7 @@ def evidence() -> Callable[..., Evidence]:
         ({"agreement": -1.0, "moves": 0.15}, 1.0, 1.0),
         ({"agreement": -1.0, "moves": 0.325}, 1.0, 0.5),
         # Labels outweigh all others, both ways.
-        ({"labelled": 0.05, "gain": -1.0, "agreement": -1.0}, 0.0, 1.0),
+        ({"labelled": 0.05, "gain": -3.0, "agreement": -1.0}, 0.0, 1.0),
         ({"labelled": 0.0}, 1.0, 0.0),
         ({"labelled": 0.02}, 1.0, 0.4),
         ({"labelled": -0.3}, 1.0, 0.0),
@@ -69,14 +70,14 @@ def test_opening(evidence: Callable[..., Evidence], given: dict[str, float], con
 
 def test_every_gate_is_its_own(evidence: Callable[..., Evidence]) -> None:
     seen = evidence()
-    seen.gain[3], seen.labelled[5] = -1.0, -1.0
+    seen.gain[3], seen.labelled[5] = -2.0, -1.0
     shut = opening(seen, 1.0, np.zeros(K), np.ones(K)) == 0
     assert np.flatnonzero(shut).tolist() == [3, 5]
 
 
 def test_what_a_neutral_does_not_tell_nor_does_a_clip(evidence: Callable[..., Evidence]) -> None:
     promise = np.full(K, 0.2)
-    promise[:6] = [-0.1, 0.0, 0.01, 0.02, 0.04, np.nan]  # NaN: a base whose card does not say
+    promise[:6] = [-0.1, 0.0, 0.02, 0.04, 0.06, np.nan]  # NaN: a base whose card does not say
     opened = opening(evidence(), 1.0, np.zeros(K), promise)
     np.testing.assert_allclose(opened[:6], [0, 0, 0, 0.5, 1, 1], atol=1e-6)
     assert (opened[6:] == 1).all()
@@ -202,7 +203,42 @@ def test_what_is_read_in_nine_tenths_of_the_calm_frames_is_rest() -> None:
         found = offsets_at(readings, confidence, base)
         expected = [1.6 * 0.45 + 0.3 * 0.5 * 1.5, 1.2 * thresholds[1], 0.3 * 0.8 * thresholds[2]]
         assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
+    # Of an AU that the base reads hardly better for a known neutral, that neutral's rest tells as little.
+    alone = card["validation"]["fused"]
+    gained = dict(zip(COLUMNS, [-0.01, 0.0, 0.01, 0.02, 0.04, 0.1], strict=False))
+    card["validation"]["fused+neutral"] = {c: {"icc": v["icc"] + gained.get(c, 0.1) * (1 - v["icc"])} for c, v in alone.items()}
+    told = offsets_at(readings, 1.0, base) / offsets_at(
+        readings, 1.0, Base("mine", "", base.net, thresholds, {"validation": {"fused": alone}})
+    )
+    assert told == pytest.approx([0, 0, 0.25, 0.5, *[1.0] * (K - 4)], abs=1e-4)
     assert without_rest(np.array([[5.0]]), np.array([1.2]))[0, 0] > 4.98, "an expression that lasts stays one"
+
+
+def test_what_lasts_against_scipy() -> None:
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
+    y = np.random.default_rng(7).uniform(0, 5, (90, K))
+    for step, span in ((0.04, 11), (0.08, 5), (0.1, 5), (1 / 30, 13), (1 / 60, 25)):
+        expected = maximum_filter1d(uniform_filter1d(y, span, axis=0, mode="nearest"), span, axis=0, mode="nearest")
+        np.testing.assert_allclose(lasting(y, [i * step for i in range(90)]), expected, atol=1e-9)
+    # What is far apart in time has nothing to do with each other, nor have stills, which have no time.
+    apart = [i * 0.04 + 2.0 * (i >= 40) for i in range(90)]
+    halves = [lasting(y[rows], apart[rows]) for rows in (slice(0, 40), slice(40, 90))]
+    np.testing.assert_allclose(lasting(y, apart), np.concatenate(halves), atol=1e-9)
+    assert np.array_equal(lasting(y, [0.0] * 90), y) and lasting(y[:0], []).shape == (0, K)
+    assert np.array_equal(lasting(y[:1], [3.0]), y[:1])
+
+
+def test_what_shows_for_a_moment_is_rest_and_what_lasts_is_not() -> None:
+    y = np.full((100, 1), 0.5)
+    y[20], y[60:80] = 1.5, 1.5  # a frame's tremble, and 0.8 s
+    times, rest = [i * 0.04 for i in range(100)], np.array([1.0])
+    alone, together = without_rest(y, rest)[:, 0], without_rest(y, rest, lasting(y, times))[:, 0]
+    assert alone[20] == alone[70] == pytest.approx(1.5 * (0.02 + 0.98 * 1.5**6 / (1.5**6 + 1)), abs=1e-4)
+    assert together[70] == pytest.approx(alone[70], abs=1e-4)
+    mean = 0.5 + 1.0 / 11
+    assert together[20] == pytest.approx(1.5 * (0.02 + 0.98 * mean**6 / (mean**6 + 1)), abs=1e-4)
+    assert together[20] < 0.1 < together[61] and together[10] < 0.05
 
 
 def clip_of(rng: np.random.Generator, n: int = 200) -> tuple[np.ndarray, np.ndarray, list[float]]:
@@ -226,6 +262,9 @@ def test_another_day_is_what_a_reading_leads_by_in_half_of_the_clip() -> None:
     y = np.clip(own - day, 0, 5)
     said = base.report((0.02 * y + 0.98 * y**7 / np.maximum(y**6 + 0.4**6, 1e-12)).astype(np.float32), 0.0)
     np.testing.assert_allclose(reader.personal(own, day), said, atol=1e-4)
+    seen = lasting(y, times)
+    said = base.report((y * (0.02 + 0.98 * seen**6 / np.maximum(seen**6 + 0.4**6, 1e-12))).astype(np.float32), 0.0)
+    np.testing.assert_allclose(reader.in_clip(own, expected, times), said, atol=1e-4)
 
 
 def test_what_lasts_is_no_other_day_where_the_base_sees_it_too() -> None:
