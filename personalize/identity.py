@@ -15,6 +15,8 @@ from .faces import Observation
 
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
+CLEAR = 0.5
+"""Share of the face that must be seen, by the tracker's 'occlusion', for a frame to be at rest: behind a hand every face looks calm."""
 CALM = 2.5
 """Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/choices.md)."""
 
@@ -84,11 +86,16 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
 
     intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
     second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the
-    calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped.
+    calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in which something
+    covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen.
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:
         return None
+    seen = np.array([o.parts.get("occlusion", 1.0) for o in observations])
+    clear = usable[seen[usable] >= CLEAR]
+    if len(clear) >= max(3, len(usable) // 20):
+        usable = clear
     times = np.array([o.timestamp for o in observations])
     if at_seconds is not None:
         near = np.abs(times - at_seconds)
@@ -103,7 +110,7 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     # True neutrals of validation people read 3.2 in the median, other faces 5.7.
     calm = float(np.exp(-max(float(np.median(active[keep])) - 3.5, 0) / 4.0))
     enough = min(1.0, len(usable) / 25)
-    return _merge(observations, keep, calm * (0.4 + 0.6 * enough))
+    return _merge(observations, keep, calm * (0.4 + 0.6 * enough) * min(float(np.median(seen[keep])) / CLEAR, 1.0))
 
 
 def _merge(observations: list[Observation], chosen: np.ndarray, confidence: float) -> Neutral:

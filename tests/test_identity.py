@@ -87,6 +87,23 @@ def test_turned_or_bad_frames_are_no_neutral(worse: dict[str, float]) -> None:
     assert neutral is not None and (neutral.indices % 4 == 0).all()
 
 
+def test_behind_a_hand_nobody_rests() -> None:
+    observations = [seen(i) for i in range(80)]
+    intensity = still(80, 0.3)
+    for i in range(40):  # behind a hand the face reads calmer
+        observations[i].parts["occlusion"] = 0.2
+        intensity[i] = 0.05
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and (neutral.indices >= 40).all()
+    open_face = find_neutral(observations[40:], intensity[40:])
+    assert open_face is not None and neutral.confidence == open_face.confidence
+    # With hardly another frame they are taken, and trusted as far as the face is seen.
+    covered = find_neutral(observations[:40] + observations[40:42], intensity[:42])
+    plain = find_neutral([seen(i) for i in range(42)], intensity[:42])
+    assert covered is not None and plain is not None and (covered.indices < 40).all()
+    assert covered.confidence == pytest.approx(0.4 * plain.confidence)
+
+
 def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
     observations = [seen(i, frown=float(20 <= i < 30)) for i in range(60)]
     intensity = still(60)
