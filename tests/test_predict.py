@@ -22,7 +22,7 @@ from personalize import predict
 from personalize.aus import AUS
 from personalize.faces import Observation
 from personalize.profile import Profile
-from personalize.reader import Reader, Reading
+from personalize.reader import Reader, Reading, lasting
 from personalize.video import Frame
 from personalize.weights import KNOTS, load_base
 
@@ -302,7 +302,8 @@ def test_profile_is_of_one_person(pair: Path, tmp_path: Path, command: Run, offs
     was, now = intensities([b for b, _ in mine]), intensities([a for _, a in mine])
     base = load_base()
     expected = expected_of(base, was)
-    rested = base.report(0.02 * expected + 0.98 * expected**7 / (expected**6 + offset**6))
+    seen = lasting(expected, [float(a["timestamp"]) for _, a in mine])
+    rested = base.report(expected * (0.02 + 0.98 * seen**6 / (seen**6 + offset**6)))
     assert np.abs(now - rested).max() < 2e-3 and np.abs(now - was).max() > 0.01
     assert np.array_equal(np.array([[int(a[f"{n}_c"]) for n in AU_NAMES] for _, a in mine]), now >= 1.25)
 

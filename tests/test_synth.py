@@ -167,13 +167,13 @@ def test_rotation_is_openface_euler(pair):
     assert np.allclose(pair.rotation[1], rx @ ry @ rz, atol=1e-6)
 
 
-def test_the_tracked_pose_is_the_pose_that_was_rendered(people):
+def test_the_tracked_pose_is_the_pose_that_was_rendered():
     from personalize_plugins.trackers.mediapipe import MediaPipeTracker
 
     world, tracker = World(size=160), MediaPipeTracker(num_faces=1)
     truth, found = [], []
-    for person in people:
-        shot = world.stills(person, 6, seed=11)
+    for index in range(12):
+        shot = world.stills(world.person("validation", index), 6, seed=11)
         for image, pose in zip(shot.images, shot.pose, strict=True):
             faces = tracker.detect(image, 0.0, True)
             if faces:
@@ -181,7 +181,7 @@ def test_the_tracked_pose_is_the_pose_that_was_rendered(people):
                 found.append(geometry.fit_pose(faces[0].landmarks, tracker.scheme).angles)
     tracker.close()
     truth, found = np.degrees(truth), np.degrees(found)
-    assert len(truth) >= 15
+    assert len(truth) >= 65
     for axis, least in enumerate((0.8, 0.97, 0.75)):
         assert np.corrcoef(truth[:, axis], found[:, axis])[0, 1] > least
     error = found - truth
