@@ -242,7 +242,7 @@ def _read_base(job: Job) -> dict[str, Any]:
         BASE: read,
         # A clip without any usable frame has no neutral: nothing is subtracted.
         "rest": np.zeros(len(AUS)) if neutral is None else calm.base[neutral.indices].mean(0),
-        "neutral_confidence": 0.0 if neutral is None else neutral.confidence,
+        "neutral_confidence": 0.0 if neutral is None else float(neutral.trusted.mean()),
         NEUTRAL_INPUT: read,
         "neutral_thresholds": base.thresholds,
     }

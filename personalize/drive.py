@@ -111,9 +111,9 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         # Without a profile what is expected drives: what is reported makes more of little, and a face at rest would be seen to move.
         if reader.profile is None:
             calm = calm_frames(values[present], shown[neutral.indices])
-            offsets = offsets_at(values[present][calm], neutral.confidence, reader.base)
+            offsets = offsets_at(values[present][calm], neutral.trusted, reader.base)
             values = without_rest(values, offsets).astype(np.float64)
-    if neutral is None or neutral.confidence < 0.5:
+    if neutral is None or neutral.trusted.mean() < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     intensity, weight = smoothed(stamps, values, present, AU_SPAN_S)
     poses, _ = smoothed(stamps, turn - middle, present, POSE_SPAN_S)

@@ -172,8 +172,14 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     neutral = find_neutral(observations, intensity, neutral_at)
     identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
     lacks = []
-    if neutral is not None and neutral.confidence < 0.5 and neutral_at is None:
-        lacks.append("the clip hardly shows the face at rest, so little is personalised; name a calm moment with --neutral SECONDS")
+    if neutral is not None and neutral_at is None:
+        busy = [c for c, trusted in zip(COLUMNS, neutral.trusted, strict=True) if trusted < 0.5]
+        if len(busy) > len(AUS) // 2:
+            lacks.append("the clip hardly shows the face at rest, so little is personalised; name a calm moment with --neutral SECONDS")
+        elif busy:
+            lacks.append(
+                f"the calmest frames show {', '.join(busy)}, so little of that is personalised; name a calm moment with --neutral SECONDS"
+            )
     if media.kind == "video" and (found.frames / max(media.fps, 1)) < 1.0:
         lacks.append("the clip is shorter than a second: what it does not show cannot be learned")
     for line in lacks:
@@ -219,7 +225,7 @@ class Session:
         self.neutral = None
         if identity.neutral is not None and recipe["neutral"]["use"]:
             self.neutral = neutral_tensors(identity.neutral)
-        self.confidence = identity.neutral.confidence if identity.neutral is not None else 0.0
+        self.trusted = identity.neutral.trusted if identity.neutral is not None else np.zeros(len(AUS), np.float32)
         self.evidence: gate.Evidence | None = None
         self.prepared = False
 
@@ -276,10 +282,12 @@ class Session:
             parts.append(Samples(whole.rows(~out), whole.rejected))
             held = Samples(whole.rows(out))
         observations, neutral = self.identity.observations, self.identity.neutral
-        if neutral is not None and self.confidence > 0.3:
+        at_rest = self.trusted > 0.3
+        if neutral is not None and at_rest.any():
             rest = [int(i) for i in neutral.indices]
             zero = np.zeros((len(rest), len(AUS)), np.float32)
-            parts.append(frame_samples([observations[i] for i in rest], zero, np.ones_like(zero, bool), float(self.confidence), rest))
+            known = np.broadcast_to(at_rest, zero.shape)
+            parts.append(frame_samples([observations[i] for i in rest], zero, known, neutral.confidence, rest))
         rows = np.flatnonzero(self.known.any(1) & ~self.held)
         if len(rows):
             parts.append(frame_samples([observations[i] for i in rows], self.truth[rows], self.known[rows], 2.0, rows.tolist()))
@@ -415,9 +423,9 @@ class Session:
         self.net.eval()
         assert self.evidence is not None
         settings = self.recipe["gate"]
-        confidence = self.confidence if self.neutral is not None else 1.0
+        trusted = self.trusted if self.neutral is not None else np.ones(len(AUS), np.float32)
         known = self.base.reliability(), self.base.promise()
-        opened = gate.opening(self.evidence, confidence, *known, settings["closed_agreement"], settings["open_agreement"])
+        opened = gate.opening(self.evidence, trusted, *known, settings["closed_agreement"], settings["open_agreement"])
         opened = opened * min(settings["open"], 1.0)
         trust = np.full(len(AUS), settings["trust"], np.float32)
         neutral: dict[str, Tensor] = {}
@@ -437,7 +445,7 @@ class Session:
             adapter_options=adapter["options"],
             delta=self.delta,
             neutral=neutral,
-            neutral_confidence=float(self.confidence),
+            neutral_confidence=float(self.trusted.mean()),
             gate=opened,
             trust=trust,
             thresholds=thresholds,
@@ -474,7 +482,7 @@ class Session:
                 "minutes": round((time.time() - started) / 60, 1),
             },
             "neutral": {
-                "confidence": round(float(self.confidence), 2),
+                "confidence": round(float(self.trusted.mean()), 2),
                 "seconds": ", ".join(f"{times[int(i)]:.2f}" for i in self.identity.neutral.indices[:8])
                 if self.identity.neutral
                 else "none found",
@@ -539,7 +547,7 @@ class Session:
             return np.zeros(len(AUS), np.float32)
         expected = self.identity.intensity
         calm = calm_frames(expected, expected[self.identity.neutral.indices])
-        return offsets_at(read[calm], self.confidence, self.base)
+        return offsets_at(read[calm], self.trusted, self.base)
 
     def _thresholds(self, expected: np.ndarray, told: np.ndarray) -> np.ndarray:
         """(K,) reported intensities: the base's thresholds; where labels show both states, the one with the best F1 on them.

@@ -80,7 +80,7 @@ def _ramp(x: np.ndarray, zero: float, one: float, missing: float) -> np.ndarray:
 
 def opening(
     evidence: Evidence,
-    confidence: float,
+    trusted: np.ndarray | float,
     reliability: np.ndarray,
     promise: np.ndarray,
     closed_agreement: float = 0.5,
@@ -88,7 +88,8 @@ def opening(
 ) -> np.ndarray:
     """(K,) 0-1, how far each gate opens.
 
-    confidence: of the neutral, 0-1: a doubtful neutral moves everything the same wrong way, and no witness would notice. Agreement counts
+    trusted: of the neutral, 0-1, (K,) or for all: a doubtful neutral moves an AU the same wrong way in all frames, and no witness would
+    notice. Agreement counts
     as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
     0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well, two good readings must
     agree closely, more agreement is asked for, and a movement counts that is hardly one. promise: (K,) share of the base's error there
@@ -105,5 +106,5 @@ def opening(
     gain = _ramp(evidence.gain, -2.0, -1.0, 1.0)
     judged = ~np.isnan(evidence.labelled)
     # A mixture of two readings was worse on validation people than either: weak evidence changes nothing, good evidence everything.
-    decided = _ramp(confidence * gain * agree * _ramp(promise, 0.0, 0.08, 1.0), 0.25, 0.75, 0.0)
+    decided = _ramp(trusted * gain * agree * _ramp(promise, 0.0, 0.08, 1.0), 0.25, 0.75, 0.0)
     return np.where(judged, np.clip(evidence.labelled / 0.05, 0, 1), decided).astype(np.float32)

@@ -17,6 +17,11 @@ _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
 CLEAR = 0.5
 """Share of the face that must be seen, by the tracker's 'occlusion', for a frame to be at rest: behind a hand every face looks calm."""
+LIVELY = 12.0, 24.0
+"""Summed intensity of the calmest frames from which on, and up to which, their neutral is trusted less: none was tried that showed more."""
+EXCESS, SHOWN = (0.4, 0.8), (1.0, 2.0)
+"""How much more of an AU the base reads in the neutral than in the calmest tenth of the clip's frames, and how much at all: up to the first
+it rests there, from the second on it does not. Chosen on validation people (docs/choices.md)."""
 CALM = 2.5
 """Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/choices.md)."""
 
@@ -26,14 +31,21 @@ class Neutral:
     """The resting face of a person.
 
     indices: observations it was taken from, calmest first. crops: (M, 112, 112, 3) uint8, the best of them, at most 6. landmarks:
-    (478, 3) float32, their robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1; below 0.5 the
-    clip hardly shows the face at rest.
+    (478, 3) float32, their robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1, how well the face
+    was seen, and that it was not grimacing. resting: (K,) 0-1, whether an AU rests in it: a face may hold up its brows for a whole clip and
+    rest otherwise.
     """
 
     indices: np.ndarray
     crops: np.ndarray
     landmarks: np.ndarray | None
     confidence: float
+    resting: np.ndarray = field(default_factory=lambda: np.ones(len(AUS), np.float32))
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """(K,) 0-1, how far it tells what each AU looks like at rest."""
+        return np.asarray(self.confidence * self.resting, np.float32)
 
 
 @dataclass
@@ -87,7 +99,9 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
     second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the
     calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in which something
-    covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen.
+    covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen. However lively
+    the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself: so that is
+    asked for each AU (:data:`EXCESS`, :data:`SHOWN`).
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:
@@ -107,10 +121,16 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     score = active + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
-    # True neutrals of validation people read 3.2 in the median, other faces 5.7.
-    calm = float(np.exp(-max(float(np.median(active[keep])) - 3.5, 0) / 4.0))
     enough = min(1.0, len(usable) / 25)
-    return _merge(observations, keep, calm * (0.4 + 0.6 * enough) * min(float(np.median(seen[keep])) / CLEAR, 1.0))
+    calm = float(_below(np.median(active[keep]), *LIVELY))
+    neutral = _merge(observations, keep, calm * (0.4 + 0.6 * enough) * min(float(np.median(seen[keep])) / CLEAR, 1.0))
+    shown, lowest = np.median(intensity[neutral.indices], axis=0), np.quantile(intensity[usable], 0.1, axis=0)
+    neutral.resting = (_below(shown - lowest, *EXCESS) * _below(shown, *SHOWN)).astype(np.float32)
+    return neutral
+
+
+def _below(x: np.ndarray, one: float, zero: float) -> np.ndarray:
+    return np.asarray(np.clip((zero - x) / (zero - one), 0, 1))
 
 
 def _merge(observations: list[Observation], chosen: np.ndarray, confidence: float) -> Neutral:

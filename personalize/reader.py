@@ -221,13 +221,13 @@ def without_rest(intensity: np.ndarray, offsets: np.ndarray, seen: np.ndarray | 
     return np.asarray(y * (REST_KEPT + (1 - REST_KEPT) * shown), np.float32)
 
 
-def offsets_at(readings: np.ndarray, confidence: float, base: Base) -> np.ndarray:
+def offsets_at(readings: np.ndarray, trusted: np.ndarray | float, base: Base) -> np.ndarray:
     """(K,) offsets for :func:`without_rest` from what is read in the calm frames of a person's clip (N, K), as far as the clip is known to
-    show the face at rest (confidence of its neutral, 0-1). Of an AU that the base reads well, less is misread, and less is taken out; of
+    show the AU at rest (``trusted`` (K,) or for all, 0-1). Of an AU that the base reads well, less is misread, and less is taken out; of
     one that the base reads no better for a known neutral (its ``promise``), the rest tells as little, and less is taken out too.
 
     Calm ones (:func:`personalize.identity.calm_frames`): in a clip that somebody laughs through, the laugh is not their rest."""
     below = np.quantile(readings, REST_SHARE, axis=0)
     present, doubted = base.expected_thresholds, 1 - np.clip(base.reliability(), 0, 1)
-    told = confidence * np.clip(np.nan_to_num(base.promise(), nan=1.0) / REST_PROMISE, 0, 1)
+    told = trusted * np.clip(np.nan_to_num(base.promise(), nan=1.0) / REST_PROMISE, 0, 1)
     return np.asarray(told * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)

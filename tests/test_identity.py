@@ -128,10 +128,27 @@ def test_no_usable_frame_no_neutral() -> None:
 
 def test_confidence_falls_where_nobody_is_ever_calm() -> None:
     observations = [seen(i) for i in range(100)]
-    found = [find_neutral(observations, still(100, level)) for level in (0.05, 0.2, 0.4, 1.0)]
-    confidences = [n.confidence for n in found if n is not None]
-    assert len(confidences) == 4
-    assert confidences[0] == pytest.approx(1.0) and (np.diff(confidences) < 0).all() and confidences[3] < 0.1
+    summed = K - 4 + 2 * 1.2 + 2 * 1.5
+    found = [find_neutral(observations, still(100, level / summed)) for level in (1.0, 12.0, 15.0, 21.0, 30.0)]
+    assert [n.confidence for n in found if n is not None] == pytest.approx([1.0, 1.0, 0.75, 0.25, 0.0], abs=1e-5)
+
+
+def test_each_au_rests_for_itself() -> None:
+    """Who smiles whenever they are else at rest gives a neutral of all but the smile; who reads a frown all the time frowns at rest."""
+    observations, intensity = [seen(i) for i in range(200)], still(200, 0.05)
+    intensity[:, AUS.index(9)] = 3.0  # a busy clip ...
+    calm = np.arange(200) % 10 == 0
+    intensity[calm, AUS.index(9)] = 0.0
+    for au, at_rest, elsewhere in ((12, 1.5, 0.1), (6, 0.7, 0.1), (17, 0.4, 0.1), (4, 0.9, 0.9), (15, 1.5, 1.5), (10, 3.0, 3.0)):
+        intensity[:, AUS.index(au)] = np.where(calm, at_rest, elsewhere)
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and calm[neutral.indices].all() and neutral.confidence == 1.0
+    expected = {12: 0.0, 6: 0.5, 17: 1.0, 4: 1.0, 15: 0.5, 10: 0.0}
+    for k, au in enumerate(AUS):
+        assert neutral.resting[k] == pytest.approx(expected.get(au, 1.0), abs=1e-5), au
+    np.testing.assert_allclose(neutral.trusted, neutral.resting, atol=1e-6)
+    chosen = find_neutral(observations, intensity, at_seconds=1.0)
+    assert chosen is not None and (chosen.trusted == 1).all(), "the user's own moment"
 
 
 def test_confidence_falls_with_few_frames() -> None:

@@ -270,9 +270,9 @@ class MeshWarp(Generator):
     def _resting(identity: Identity) -> np.ndarray:
         """(K,) what the base model reads in this person's neutral face: a habit of the face, not an expression."""
         neutral = identity.neutral
-        if neutral is None or neutral.confidence < 0.5:
+        if neutral is None:
             return np.zeros(len(AUS))
-        return np.asarray(np.median(identity.intensity[neutral.indices], axis=0))
+        return np.asarray(neutral.trusted * np.median(identity.intensity[neutral.indices], axis=0))
 
     @staticmethod
     def _rest_points(identity: Identity, chosen: list[int]) -> np.ndarray:
