@@ -17,11 +17,12 @@ _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
 CLEAR = 0.5
 """Share of the face that must be seen, by the tracker's 'occlusion', for a frame to be at rest: behind a hand every face looks calm."""
-LIVELY = 12.0, 24.0
-"""Summed intensity of the calmest frames from which on, and up to which, their neutral is trusted less: none was tried that showed more."""
-EXCESS, SHOWN = (0.4, 0.8), (1.0, 2.0)
-"""How much more of an AU the base reads in the neutral than in the calmest tenth of the clip's frames, and how much at all: up to the first
-it rests there, from the second on it does not. Chosen on validation people (docs/choices.md)."""
+GRIMACE, LIVELY = (12.0, 24.0), (4.0, 8.0)
+"""Summed intensity of the neutral's frames from which on, and up to which: it is trusted less as a whole (none was tried that showed more);
+what an AU shows in it is an expression rather than a habit of the face. Chosen on validation people (docs/choices.md)."""
+EXCESS, SHOWN = (0.2, 0.5), (0.5, 1.0)
+"""How much more of an AU the base reads in the neutral than in the calmest tenth of the clip's frames, and, where the neutral is lively,
+how much at all: up to the first it rests there, from the second on it does not. Chosen on validation people (docs/choices.md)."""
 CALM = 2.5
 """Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/choices.md)."""
 
@@ -101,7 +102,7 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in which something
     covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen. However lively
     the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself: so that is
-    asked for each AU (:data:`EXCESS`, :data:`SHOWN`).
+    asked for each AU (:data:`EXCESS`, :data:`SHOWN`, :data:`LIVELY`).
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:
@@ -122,10 +123,12 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
     enough = min(1.0, len(usable) / 25)
-    calm = float(_below(np.median(active[keep]), *LIVELY))
+    lively = np.median(active[keep])
+    calm = float(_below(lively, *GRIMACE))
     neutral = _merge(observations, keep, calm * (0.4 + 0.6 * enough) * min(float(np.median(seen[keep])) / CLEAR, 1.0))
     shown, lowest = np.median(intensity[neutral.indices], axis=0), np.quantile(intensity[usable], 0.1, axis=0)
-    neutral.resting = (_below(shown - lowest, *EXCESS) * _below(shown, *SHOWN)).astype(np.float32)
+    habit = np.maximum(_below(shown, *SHOWN), _below(lively, *LIVELY))
+    neutral.resting = (_below(shown - lowest, *EXCESS) * habit).astype(np.float32)
     return neutral
 
 

@@ -289,7 +289,8 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         gate = np.full(K, 1.0 if recipe["generator"]["name"] == "mesh_warp" else 0.0, np.float32)
         return SimpleNamespace(profile=Profile(name, base.name, base.sha256, gate=gate, thresholds=base.thresholds))
 
-    neutral = SimpleNamespace(indices=np.array([0, 2]), crops=np.zeros((2, 112, 112, 3), np.uint8), landmarks=None, confidence=0.7)
+    crops = np.zeros((2, 112, 112, 3), np.uint8)
+    neutral = SimpleNamespace(indices=np.array([0, 2]), crops=crops, landmarks=None, trusted=np.full(K, 0.7, np.float32))
     features = {"crop": None, "landmarks": None}
     base.net = SimpleNamespace(rest_of=lambda crops, landmarks: dict(features))
     monkeypatch.setattr(bench, "WORKERS", 0)
