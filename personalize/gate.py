@@ -89,12 +89,11 @@ def opening(
     """(K,) 0-1, how far each gate opens.
 
     trusted: of the neutral, 0-1, (K,) or for all: a doubtful neutral moves an AU the same wrong way in all frames, and no witness would
-    notice. Agreement counts
-    as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to open. reliability: (K,)
-    0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well, two good readings must
-    agree closely, more agreement is asked for, and a movement counts that is hardly one. promise: (K,) share of the base's error there
-    (1 - ICC) that a known neutral takes away. Where there are no labels, all are multiplied and decided on: a product of 0.25 leaves a gate
-    shut, one of 0.75 opens it.
+    notice. Agreement counts as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to
+    open. reliability: (K,) 0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well,
+    two good readings must agree closely, more agreement is asked for, and a movement counts that is hardly one. promise: (K,) share of the
+    base's error there (1 - ICC) that a known neutral takes away. Where there are no labels, all are multiplied and decided on: a product of
+    0.25 leaves a gate shut, one of 0.75 opens it.
     """
     known = np.clip(np.nan_to_num(reliability), 0, 1)
     shut = closed_agreement + (1 - closed_agreement) * 0.8 * known

@@ -107,16 +107,16 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:
         return None
-    seen = np.array([o.parts.get("occlusion", 1.0) for o in observations])
-    clear = usable[seen[usable] >= CLEAR]
-    if len(clear) >= max(3, len(usable) // 20):
-        usable = clear
     times = np.array([o.timestamp for o in observations])
     if at_seconds is not None:
         near = np.abs(times - at_seconds)
         chosen = np.flatnonzero(near <= max(0.25, float(near.min()) + 1e-6))
         chosen = chosen[np.argsort(near[chosen])]
         return _merge(observations, chosen, 1.0)
+    seen = np.array([o.parts.get("occlusion", 1.0) for o in observations])
+    clear = usable[seen[usable] >= CLEAR]
+    if len(clear) >= max(3, len(usable) // 20):
+        usable = clear
     active = activity(intensity)
     turned = np.array([np.hypot(o.pose[0], o.pose[1]) for o in observations])
     score = active + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
