@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 from . import __version__, tracking, ui
 from .augment import augment_landmarks, redraw, thin_out
 from .aus import AUS, COLUMNS
+from .config import digest
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
 from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
@@ -76,6 +78,12 @@ class BaseModule(L.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.average.update_parameters(self.net)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rng"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        torch.set_rng_state(checkpoint["rng"])
 
     def configure_optimizers(self) -> Any:
         moving = [p for p in [*self.net.parameters(), *self.locate.parameters()] if p.requires_grad]
@@ -193,28 +201,43 @@ def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
     return np.array(best, np.float32)
 
 
-class _Progress(L.Callback):
-    def __init__(self, validation: dict[str, np.ndarray], folder: Path) -> None:
+class _Epochs(L.Callback):
+    """After each epoch: a checkpoint, whole or not at all, and now and then a line on how the average of the weights reads."""
+
+    def __init__(self, validation: dict[str, np.ndarray], checkpoint: Path) -> None:
         # A part of them is enough to watch by; the card reports all.
-        self.validation, self.folder, self.start = {k: v[:400] for k, v in validation.items()}, folder, time.time()
+        self.validation, self.checkpoint = {k: v[:400] for k, v in validation.items()}, checkpoint
+        self.start, self.before = time.time(), 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds that this stage took so far."""
+        return {"seconds": self.before + time.time() - self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.start, self.first = time.time(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        temporary = self.checkpoint.with_suffix(".part")
+        trainer.save_checkpoint(temporary)
         if trainer.global_rank:
             return
-        net = module.average.module  # type: ignore[union-attr]
-        if trainer.current_epoch % max(trainer.max_epochs // 6, 1):  # type: ignore[operator]
+        temporary.replace(self.checkpoint)
+        done, last = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
+        if trainer.current_epoch % max(last // 6, 1):
             return
         parts = []
         for mode, neutral in (("fused", False), ("fused", True)):
-            s = scores(read_renders(net, self.validation, mode, neutral), intensities(self.validation))
+            s = scores(read_renders(module.average.module, self.validation, mode, neutral), intensities(self.validation))  # type: ignore[union-attr, arg-type]
             parts.append(f"{mode}{'+neutral' if neutral else ''} icc {np.nanmean([v['icc'] for v in s.values()]):.3f}")
-        left = (time.time() - self.start) / (trainer.current_epoch + 1) * (trainer.max_epochs - trainer.current_epoch - 1)  # type: ignore[operator]
-        ui.info(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}; {left / 60:.0f} min left")
-        torch.save(net.state_dict(), self.folder / "average.pt")
+        left = (time.time() - self.start) / (done - self.first) * (last - done)
+        ui.info(f"epoch {done}/{last}: {', '.join(parts)}; {left / 60:.0f} min left")
 
 
 def second_stage(
-    net: AUNet, train: dict[str, np.ndarray], recipe: dict[str, Any], run: Callable[[BaseModule, int, int, bool], AUNet]
+    net: AUNet, train: dict[str, np.ndarray], recipe: dict[str, Any], run: Callable[[str, BaseModule, int, int], AUNet]
 ) -> AUNet:
     """Train all but the backbone on; see :class:`TopModule`."""
     optim, top = recipe["optim"], recipe["top"]
@@ -223,7 +246,8 @@ def second_stage(
     maps = views_of(net, train, top["views"])
     fresh = AUNet(**net.config)  # type: ignore[arg-type]
     fresh.load_state_dict(net.state_dict())
-    return run(TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"]), top["people"], top["epochs"], False)
+    module = TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"])
+    return run("top", module, top["people"], top["epochs"])
 
 
 def intensities(data: dict[str, np.ndarray]) -> np.ndarray:
@@ -272,7 +296,8 @@ def fit(
     """Train a base model by a recipe of kind 'base' and write it, with its card, into ``folder``; returns its path.
 
     sources: data sets to learn from (default: the synthetic world, rendered into ``data_folder`` as far as it is not there yet); fold:
-    whose people are held out; cache: where their tracked frames are kept.
+    whose people are held out; cache: where their tracked frames are kept. Interrupted and called again with the same arguments, it goes on
+    after the last whole epoch. Raises ConfigError where ``folder`` holds what is left of another training.
     """
     from .synth import dataset
 
@@ -292,19 +317,30 @@ def fit(
     train, validation = data.train_arrays(), data.validation_arrays()
     for line in dataset.describe(intensities(train)).splitlines():
         ui.info(line)
+    work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
     net = first_weights(recipe, train)
 
-    def run(module: BaseModule, people: int, epochs: int, pictures: bool) -> AUNet:
+    def run(stage: str, module: BaseModule, people: int, epochs: int) -> AUNet:
+        nonlocal started
+        checkpoint = work / f"{stage}.ckpt"
+        watch = _Epochs(validation, checkpoint)
         trainer = L.Trainer(
             max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[_Progress(validation, folder)], **recipe["trainer"],
+            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[watch], **recipe["trainer"],
         )  # fmt: skip
         batches = MixedBatches(train, people, optim["each"], recipe["seed"], rank=trainer.global_rank, world=trainer.world_size)
-        trainer.fit(module, DataLoader(MixedRows(train, pictures), batch_sampler=batches, collate_fn=lambda b: b))
+        # The generator: else a loader draws from the one whose state a checkpoint keeps, at times that an interruption moves.
+        rows = MixedRows(train, pictures=stage == "whole")
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=lambda b: b, generator=torch.Generator())
+        trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        started -= watch.before
         averaged: AUNet = module.average.module  # type: ignore[assignment]
         return averaged.eval()
 
-    best = run(BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"]), optim["people"], optim["epochs"], True)
+    whole = BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"])
+    best = run("whole", whole, optim["people"], optim["epochs"])
     best = second_stage(best, train, recipe, run)
     path = folder / folder.name
     readings = {known: read_renders(best, validation, "fused", known) for known in (False, True)}
@@ -339,7 +375,21 @@ def fit(
     save_base(path, best, card)
     if only_synthetic:
         write_base_domain(train, folder / "replay.npz")
+    shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def _working_folder(folder: Path, training: str) -> Path:
+    """Where the checkpoints of a training lie until it is done. training: a digest of all that it depends on."""
+    work = folder / "work"
+    note = work / "training"
+    if note.exists() and note.read_text() != training:
+        raise ConfigError(
+            f"{work} is left of a training by another recipe or on other data: give that one again to go on, or delete it to start anew."
+        )
+    work.mkdir(exist_ok=True)
+    note.write_text(training)
+    return work
 
 
 def fit_command(args: argparse.Namespace) -> int:

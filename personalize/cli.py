@@ -406,6 +406,8 @@ def _interrupted(name: str, args: argparse.Namespace) -> str:
     run = getattr(args, "run_dir", None) or getattr(args, "resume", None)
     if name == "fit" and run:
         return f"Interrupted. Resume with: personalize fit --resume {run}"
+    if name == "base fit":
+        return "Interrupted. The same command goes on after the last whole epoch."
     return "Interrupted. Run the command again to start anew."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Said
+from safetensors.torch import load_file
 
 from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
@@ -220,15 +222,17 @@ def test_mixed_loss_is_the_ordinal_loss_where_all_are_intensities() -> None:
     assert float(ours) == pytest.approx(float(ordinal_loss(logits, target, mask)), rel=1e-5)
 
 
+SMALL_ONE = [
+    "world.train_people=3", "world.validation_people=2", "world.pictures=4", "world.size=112", "world.workers=1", "optim.people=2",
+    "optim.each=2", "optim.epochs=1", "top.epochs=1", "top.people=2", "top.views=1", "model.width=16", "model.hidden=16",
+    "model.backbone_options.channels=[8,8,8,8]", "model.backbone_options.stem_width=8",
+]  # fmt: skip
+
+
 def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     """A base is rendered, trained, written, judged, and read again; the rehearsal set lies beside it."""
-    small_one = [
-        "world.train_people=3", "world.validation_people=2", "world.pictures=4", "world.size=112", "world.workers=1", "optim.people=2",
-        "optim.each=2", "optim.epochs=1", "top.epochs=1", "top.people=2", "top.views=1", "model.width=16", "model.hidden=16",
-        "model.backbone_options.channels=[8,8,8,8]", "model.backbone_options.stem_width=8",
-    ]  # fmt: skip
     folder = tmp_path / "mine"
-    said = command("base", "fit", "--output", folder, *small_one)
+    said = command("base", "fit", "--output", folder, *SMALL_ONE)
     assert said.code == 0
     assert sorted(p.name for p in folder.glob("mine.*")) == ["mine.json", "mine.safetensors"] and (folder / "replay.npz").is_file()
     base = load_base(str(folder / "mine"))
@@ -241,6 +245,34 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     card = base.card["validation"]["fused"]["AU12"]["mae"]  # of these few people nothing is led back
     assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
     assert np.abs(np.array(base.card["readout"]["neutral"]) - KNOTS).max() < 1e-6
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second epoch of either stage, against a training that nobody disturbed."""
+    longer = [*SMALL_ONE, "optim.epochs=3", "top.epochs=3"]
+    assert command("base", "fit", "--output", tmp_path / "whole" / "b", *longer).code == 0
+    broken = tmp_path / "broken" / "b"
+    shutil.copytree(tmp_path / "whole" / "b" / "renders", broken / "renders")
+    for module in (BaseModule, TopModule):
+        look = module.look
+
+        def stop(self: BaseModule, batch: dict[str, torch.Tensor], look: Callable[..., torch.Tensor] = look) -> torch.Tensor:
+            if self.global_step == 4:  # in the middle of the second epoch
+                raise KeyboardInterrupt
+            return look(self, batch)
+
+        monkeypatch.setattr(module, "look", stop)
+        said = command("base", "fit", "--output", broken, *longer)
+        assert said.code == 130 and said.err[-1] == "Interrupted. The same command goes on after the last whole epoch."
+        assert not (broken / "b.safetensors").exists()
+        monkeypatch.setattr(module, "look", look)
+    said = command("base", "fit", "--output", broken, *longer, "optim.lr=0.1")
+    left = f"error: {broken / 'work'} is left of a training by another recipe or on other data: "
+    assert said.code == 2 and said.err[-1] == left + "give that one again to go on, or delete it to start anew."
+    assert command("base", "fit", "--output", broken, *longer).code == 0
+    whole, resumed = (load_file(tmp_path / f / "b" / "b.safetensors") for f in ("whole", "broken"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not (broken / "work").exists()
 
 
 def test_readout_is_half_of_the_quantile_map() -> None:
