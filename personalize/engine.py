@@ -397,7 +397,7 @@ class Session:
             t = held.tensors
             tested = (self._read(fresh, t, False), self._read(self.net, t, neutral), t["target"].numpy(), t["mask"].numpy())
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
-        readings = {"base": self._read(fresh, frames, False), "personal": self._read(self.net, frames, neutral)}
+        readings = {"base": self.identity.intensity[self.held], "personal": self._read(self.net, frames, neutral)}
         labelled = None
         if (self.known & self.held[:, None]).any():
             labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
@@ -434,8 +434,7 @@ class Session:
         own = self._read(self.net, batch_of(self.identity.observations), self.neutral is not None)
         read = blend(self.identity.intensity, own, opened, trust)
         offsets = self._offsets(read)
-        seen = lasting(read, [o.timestamp for o in self.identity.observations])
-        thresholds = self._thresholds(without_rest(read, offsets, seen), opened if self.neutral is not None else np.zeros_like(opened))
+        thresholds = self._thresholds(read, offsets, opened if self.neutral is not None else np.zeros_like(opened))
         adapter = self.recipe["adapter"]
         profile = Profile(
             name=self.identity.name,
@@ -458,11 +457,14 @@ class Session:
             version=__version__,
         )
         profile.save(self.run_dir)
-        traces = Reader(self.base, profile).read_clip(self.identity.observations)
         from .report import write_report
 
         samples, held = self.samples(len(self.rounds) - 1)
         times = [o.timestamp for o in self.identity.observations]
+        traces = {
+            "base": self.base.report(self.identity.intensity),
+            "personal": Reader(self.base, profile).in_clip(read, self.identity.intensity, times),
+        }
         coverage = self.identity.coverage()
         evidence = self.evidence.rows()
         report: dict[str, Any] = {
@@ -501,8 +503,7 @@ class Session:
             ],
             "traces": {
                 "time": times,
-                "base": {c: traces.base[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
-                "personal": {c: traces.best[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)},
+                **{who: {c: shown[:, k].round(2).tolist() for k, c in enumerate(COLUMNS)} for who, shown in traces.items()},
             },
             "provenance": profile.manifest()["provenance"],
             "consent": consent,
@@ -520,8 +521,8 @@ class Session:
         }
         (self.run_dir / "metrics.json").write_text(json.dumps(_jsonable(metrics), indent=1) + "\n")
         save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        shown = [{"image": image, "label": caption, "synthetic": True} for image, caption in pictures[:24]]
-        write_report(self.run_dir / "report.html", {**report, "samples": shown})
+        some = [{"image": image, "label": caption, "synthetic": True} for image, caption in pictures[:24]]
+        write_report(self.run_dir / "report.html", {**report, "samples": some})
         if self.recipe["buffer"]["shared"]:
             self._remember(samples)
         shutil.rmtree(self.work, ignore_errors=True)
@@ -549,14 +550,15 @@ class Session:
         calm = calm_frames(expected, expected[self.identity.neutral.indices])
         return offsets_at(read[calm], self.trusted, self.base)
 
-    def _thresholds(self, expected: np.ndarray, told: np.ndarray) -> np.ndarray:
+    def _thresholds(self, read: np.ndarray, offsets: np.ndarray, told: np.ndarray) -> np.ndarray:
         """(K,) reported intensities: the base's thresholds; where labels show both states, the one with the best F1 on them.
 
-        expected: (N, K) in the clip's frames, without what the person shows at rest; told: (K,) 0-1, how far the neutral tells.
+        read: (N, K) expected in the clip's frames; offsets: (K,) what the person shows at rest; told: (K,) 0-1, how far the neutral tells.
         """
         thresholds = self.base.thresholds_with(told)
         if self.known.any():
-            final = self.base.report(expected, told)
+            seen = lasting(read, [o.timestamp for o in self.identity.observations])
+            final = self.base.report(without_rest(read, offsets, seen), told)
             for k in range(len(AUS)):
                 rows = self.known[:, k]
                 present = self.truth[rows, k] >= 2
