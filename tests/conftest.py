@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,16 @@ def _clean_session(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
             patch.setenv("WARP_CACHE_PATH", str(cache.mkdir("warp")))
         patch.setattr(socket.socket, "connect", connect)
         yield
+
+
+def script(name: str) -> Any:
+    """A module of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

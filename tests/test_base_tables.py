@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import script
 
 from personalize import metrics
 from personalize.aus import AUS
@@ -19,16 +17,6 @@ from personalize.model import AUNet
 from personalize.weights import KNOTS, Base, save_base
 
 K = len(AUS)
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 bt = script("base_tables")
