@@ -21,9 +21,9 @@ import numpy as np
 
 from personalize import bench, geometry, likeness, registry, ui
 from personalize.aus import AUS, COLUMNS
+from personalize.collect import collect, identify
 from personalize.config import load_recipe
 from personalize.drive import landmarks_in
-from personalize.engine import collect, identify
 from personalize.errors import InputError
 from personalize.faces import Observation, Tracker
 from personalize.generate import create_generator, provenance

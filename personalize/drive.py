@@ -21,8 +21,8 @@ import numpy as np
 from . import geometry, ui
 from .ahead import Prefetch
 from .aus import AUS, COLUMNS, MAX_INTENSITY
+from .collect import Keeper
 from .composite import align, face_mask, free_corner, moved, put_back, scaled_to_frame, tilted, watermark
-from .engine import Keeper
 from .errors import InputError
 from .faces import Observation, Tracker
 from .generators import Generator, Request, Sample
@@ -94,7 +94,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         if not survey.people:
             raise InputError(no_face(media.name))
     who = survey.identity(None, media.name)
-    mine, kept = read[who], keeper.kept.get(who, [])
+    mine, kept = read[who], keeper.of(who)
     values, turn, present = np.zeros((len(times), len(AUS))), np.zeros((len(times), 3)), np.zeros(len(times), bool)
     for index, (_, own, pose) in mine.items():
         values[index], turn[index], present[index] = own, pose, True

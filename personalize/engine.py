@@ -24,17 +24,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from . import __version__, gate, geometry, registry, tracking, ui
-from .ahead import Prefetch
+from . import __version__, gate, registry, tracking, ui
 from .aus import AUS, COLUMNS
 from .base import Base, load_base
 from .buffers import ReplayBuffer
+from .collect import Collected, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
 from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError
-from .faces import Observation, Tracker
+from .faces import Tracker
 from .generators import Generator
-from .identity import Identity, calm_frames, find_neutral
+from .identity import Identity, calm_frames
 from .labels import LabelTable, read_labels
 from .metrics import best_threshold
 from .model import AUNet
@@ -42,7 +42,6 @@ from .module import PersonalModule, predict
 from .profile import Profile, check_name, next_version
 from .reader import Reader, batch_of, blend, lasting, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
-from .tracks import Survey, observe
 from .video import Media, open_media
 
 KEEP = 400
@@ -53,58 +52,6 @@ GENERATED_KEPT = 4
 """Sets of generated samples of a person that are kept for later fits, the newest."""
 GENERATED, SAMPLES = "generated", "samples.safetensors"
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
-
-
-class Keeper:
-    """Keeps at most ``limit`` frames of each person, evenly spread: every ``stride``-th, the stride doubling when it is full."""
-
-    def __init__(self, limit: int = KEEP) -> None:
-        self.limit, self.kept, self.seen, self.stride = limit, {}, {}, {}  # type: ignore[var-annotated]
-
-    def add(self, observation: Observation, image: np.ndarray, scheme: str) -> None:
-        """Keep a frame's face, with the wider view that generators work on, if it is one of those to keep."""
-        who = observation.face_id
-        if who not in self.kept:
-            if len(self.kept) >= MAX_PEOPLE:
-                return
-            self.kept[who], self.seen[who], self.stride[who] = [], 0, 1
-        if self.seen[who] % self.stride[who] == 0:
-            pose = geometry.fit_pose(observation.image_landmarks, scheme)
-            observation.view, observation.view_to_frame = geometry.view(image, pose, scheme)
-            self.kept[who].append(observation)
-            if len(self.kept[who]) > self.limit:
-                self.kept[who] = self.kept[who][::2]
-                self.stride[who] *= 2
-        self.seen[who] += 1
-
-
-@dataclass
-class Collected:
-    """The identity's kept frames, in order of time, and what is known of the clip."""
-
-    observations: list[Observation]
-    frames: int
-    frames_with_face: int
-    warnings: list[str]
-    scheme: str
-
-
-def collect(media: Media, tracker: Tracker, face: int | None = None, quiet: bool = False) -> Collected:
-    """Decode and track a clip once and keep the identity's frames. Raises InputError where there is no face."""
-    survey, keeper = Survey(), Keeper()
-    with (
-        Prefetch(observe(media, tracker, survey=survey), depth=32) as ahead,
-        ui.progress(None, media.length, f"Tracking {media.name}") as bar,
-    ):
-        for frame, seen in ahead:
-            for observation in seen:
-                keeper.add(observation, frame.image, tracker.scheme)
-            bar.advance(1)
-    who = survey.identity(face, media.name) if quiet else survey.report(media, face)
-    if media.kind == "folder":
-        # Nothing joins one photograph to the next: the largest face of each is taken to be the person.
-        who = 0 if face is None else face
-    return Collected(keeper.kept.get(who, []), survey.frames, survey.with_face, survey.warnings(media, face), tracker.scheme)
 
 
 @dataclass
@@ -140,10 +87,10 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
     try:
-        found = collect(media, tracker, face)
+        found = collect(media, tracker, face, labels, neutral_at)
         notes = list(found.warnings)
         identity = identify(found, base, media, name, neutral_at, notes)
-        truth, known = _labels(labels, identity.observations, notes)
+        truth, known = labels_of(labels, identity, found, media, notes)
         session = Session(base, identity, recipe, run_dir, truth, known)
         pictures: list[tuple[np.ndarray, str]] = []
         generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
@@ -159,47 +106,6 @@ def fit(
     finally:
         tracker.close()
     return session.finish(media, found, notes, consent, pictures, started)
-
-
-def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: float | None, notes: list[str]) -> Identity:
-    """The person of a clip, read by the base, with their neutral; adds to ``notes`` (and warns of) what the clip lacks."""
-    observations = [o for o in found.observations if o.quality > 0.02]
-    if not observations:
-        raise InputError(
-            f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
-        )
-    intensity = Reader(base).read(observations).expected
-    neutral = find_neutral(observations, intensity, neutral_at)
-    identity = Identity(name, observations, intensity, neutral, media.size, found.scheme)
-    lacks = []
-    if neutral is not None and neutral_at is None:
-        busy = [c for c, trusted in zip(COLUMNS, neutral.trusted, strict=True) if trusted < 0.5]
-        if len(busy) > len(AUS) // 2:
-            lacks.append("the clip hardly shows the face at rest, so little is personalised; name a calm moment with --neutral SECONDS")
-        elif busy:
-            lacks.append(
-                f"the calmest frames show {', '.join(busy)}, so little of that is personalised; name a calm moment with --neutral SECONDS"
-            )
-    if media.kind == "video" and (found.frames / max(media.fps, 1)) < 1.0:
-        lacks.append("the clip is shorter than a second: what it does not show cannot be learned")
-    for line in lacks:
-        notes.append(line)
-        ui.warn(line)
-    return identity
-
-
-def _labels(labels: LabelTable | None, observations: list[Observation], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) labels of the kept frames and which are known. Occurrence labels count as 'at least B level' or absent."""
-    n = len(observations)
-    if labels is None:
-        return np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(AUS)), bool)
-    frames, times = np.array([o.frame for o in observations]), np.array([o.timestamp for o in observations])
-    target, known = labels.align(frames, times, [o.file for o in observations])
-    target = np.where(labels.occurrence[None] & (target >= 1), 3.0, target).astype(np.float32)
-    if not known.any():
-        notes.append("no label falls on a frame with a face: fitted without labels")
-        ui.warn(notes[-1])
-    return target, known
 
 
 class Session:
@@ -710,6 +616,8 @@ def fit_command(args: argparse.Namespace) -> int:
     load_base(recipe["base"])
     for kind in ("tracker", "generator", "buffer", "adapter"):
         registry.load(kind + "s", recipe[kind]["name"])
+    if saved["neutral"] is not None and media.still:
+        raise ConfigError(f"--neutral names a moment of a video, and {media.name} is none: leave it out.")
     if saved["neutral"] is not None and media.duration is not None and not 0 <= saved["neutral"] <= media.duration:
         raise ConfigError(f"--neutral {saved['neutral']:g} lies outside the clip, which lasts {media.duration:.1f} s.")
     made = None
@@ -767,10 +675,10 @@ def _join(run_dir: Path) -> int:
     labels = read_labels(saved["labels"], clip=Path(saved["identity"]).name) if saved["labels"] else None
     tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
     media = open_media(saved["identity"])
-    found = collect(media, tracker, saved["face"], quiet=True)
+    found = collect(media, tracker, saved["face"], labels, saved["neutral"], quiet=True)
     tracker.close()
     identity = identify(found, base, media, saved["name"], saved["neutral"], [])
-    truth, known = _labels(labels, identity.observations, [])
+    truth, known = labels_of(labels, identity, found, media, [])
     session = Session(base, identity, recipe, run_dir, truth, known)
     for number in range(recipe["rounds"]):
         while not (work / f"ready-{number}").exists():

@@ -24,11 +24,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from . import __version__, geometry, registry, tracking, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, NAMES, column, parse_au
+from .collect import collect, identify
 from .composite import face_mask, free_corner, tilted, watermark
 from .config import load_recipe
 from .data import balanced_requests
 from .drive import drive, inserted, landmarks_in, read_driver
-from .engine import collect, identify
 from .errors import ConfigError, InputError, unknown
 from .faces import Tracker
 from .generators import Generator, Request, Sample

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .aus import AUS, COLUMNS
+from .errors import InputError
 from .faces import Observation
 
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
+NEAR_S = 0.25
+"""Seconds around the moment that the user calls neutral in which frames are."""
 CLEAR = 0.5
 """Share of the face that must be seen, by the tracker's 'occlusion', for a frame to be at rest: behind a hand every face looks calm."""
 GRIMACE, LIVELY = (12.0, 24.0), (4.0, 8.0)
@@ -97,21 +100,25 @@ def calm_frames(intensity: np.ndarray, at_rest: np.ndarray) -> np.ndarray:
 def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seconds: float | None = None) -> Neutral | None:
     """The person's neutral, or None where there is no usable frame.
 
-    intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within a quarter
-    second of it are taken. Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for bad quality; the
-    calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in which something
-    covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen. However lively
-    the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself: so that is
-    asked for each AU (:data:`EXCESS`, :data:`SHOWN`, :data:`LIVELY`).
+    intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within :data:`NEAR_S` of
+    it are taken (InputError where there is none). Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for
+    bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in
+    which something covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen.
+    However lively the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself:
+    so that is asked for each AU (:data:`EXCESS`, :data:`SHOWN`, :data:`LIVELY`).
     """
     usable = np.array([i for i, o in enumerate(observations) if o.quality > 0.05 and o.crop is not None])
     if len(usable) == 0:
         return None
     times = np.array([o.timestamp for o in observations])
     if at_seconds is not None:
-        near = np.abs(times - at_seconds)
-        chosen = np.flatnonzero(near <= max(0.25, float(near.min()) + 1e-6))
-        chosen = chosen[np.argsort(near[chosen])]
+        near = np.abs(times[usable] - at_seconds)
+        if near.min() > NEAR_S + 1e-6:
+            raise InputError(
+                f"no face that can be used is seen around --neutral {at_seconds:g}: the nearest is at {times[usable][near.argmin()]:.1f} s."
+            )
+        order = np.argsort(near, kind="stable")
+        chosen = usable[order[near[order] <= NEAR_S + 1e-6]]
         return _merge(observations, chosen, 1.0)
     seen = np.array([o.parts.get("occlusion", 1.0) for o in observations])
     clear = usable[seen[usable] >= CLEAR]

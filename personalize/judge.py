@@ -27,8 +27,9 @@ import numpy as np
 
 from . import data, geometry, likeness, metrics, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, column
+from .collect import collect, identify
 from .data import Samples, balanced_requests
-from .engine import Session, collect, identify
+from .engine import Session
 from .errors import InputError
 from .evaluate import write_json
 from .faces import Observation, Tracker

@@ -14,7 +14,9 @@ import csv
 import difflib
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +29,15 @@ _VALUE = ("value", "state")
 _EMPTY = {"", "na", "n/a", "nan", "none", "null", "?"}
 _LETTERS = {letter: float(i) for i, letter in enumerate("abcde", start=1)}
 _LAYOUTS = "Give 'frame', 'timestamp' or 'file' and then AU columns (AU06, ...), or 'au,start_s,end_s,value'"
+
+
+class Extent(NamedTuple):
+    """The clip that labels are put on, of which not all frames need be at hand. frames: how many it has; step: seconds from one to the
+    next; seconds: it lasts."""
+
+    frames: int
+    step: float
+    seconds: float
 
 
 @dataclass
@@ -54,21 +65,47 @@ class LabelTable:
         """The AUs with at least one known value."""
         return tuple(au for k, au in enumerate(AUS) if np.isfinite(self.values[:, k]).any())
 
-    def align(self, frames: np.ndarray, timestamps: np.ndarray, files: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def is_about(self, frame: int, timestamp: float, file: str, step: float) -> bool:
+        """Whether a row is about this frame of a clip. file: name of a still. step: seconds between frames."""
+        if self.kind == "file":
+            return bool(file) and (_name(file) in self._files or _stem(file) in self._stems)
+        if self.kind == "span":
+            start, end = self._sorted.T
+            return bool(((start <= timestamp + 1e-6) & (timestamp < end - 1e-6)).any())
+        at, reach = (timestamp, step / 2 + 1e-6) if self.kind == "timestamp" else (frame, 0.0)
+        i = int(np.searchsorted(self._sorted, at))
+        return any(abs(key - at) <= reach for key in self._sorted[max(i - 1, 0) : i + 1])
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return np.sort(np.asarray(self.keys, dtype=float), axis=0) if self.kind != "span" else np.asarray(self.keys, dtype=float)
+
+    @cached_property
+    def _files(self) -> set[str]:
+        return {_name(str(key)) for key in self.keys}
+
+    @cached_property
+    def _stems(self) -> set[str]:
+        return {_stem(name) for name in self._files}
+
+    def align(
+        self, frames: np.ndarray, timestamps: np.ndarray, files: list[str] | None = None, clip: Extent | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Labels of the given frames: ``target`` (T, K) float32, 0 where unknown, and ``known`` (T, K) bool.
 
         frames: (T,) int from 0; timestamps: (T,) seconds, finite; files: T names of stills, needed for a file with a ``file`` column.
-        Frames may be missing (no face) and may repeat (two faces). Timestamped rows go to the nearest frame, at most half a frame away.
+        Frames may be missing (no face, or not kept) and may repeat (two faces). Timestamped rows go to the nearest frame, at most half a
+        frame away. clip: where these are not all of its frames; None: they are.
         Rows that lie outside the clip are left out with one warning line. Raises InputError where two rows contradict each other and
         where no row is about these frames.
         """
         frames, timestamps = np.asarray(frames), np.asarray(timestamps, dtype=float)
         if self.kind == "span":
-            rows_of, outside = self._spans(timestamps)
+            rows_of, outside = self._spans(timestamps, clip)
         elif self.kind == "timestamp":
-            rows_of, outside = self._nearest(timestamps)
+            rows_of, outside = self._nearest(timestamps, clip)
         elif self.kind == "frame":
-            rows_of, outside = self._exact([float(f) for f in frames], [float(k) for k in self.keys])  # type: ignore[arg-type]
+            rows_of, outside = self._exact(frames.astype(float), np.asarray(self.keys, dtype=float), clip)
         else:
             if not files or not any(files):
                 raise InputError(f"{self.path.name} labels files by name, and this clip is a video. Use a 'frame' or 'timestamp' column.")
@@ -90,20 +127,22 @@ class LabelTable:
                 target[t, new] = value[new]
                 known[t] |= new
         if len(outside) == len(self.keys):
-            where = self._range(frames, timestamps, files)
+            where = self._range(frames, timestamps, files, clip)
             raise InputError(f"{self.path.name}: no row is about this clip ({where}). Is it another clip's?")
         if outside:
             _warn(
                 f"{self.path.name}: {len(outside)} of {len(self.keys)} rows lie outside the clip "
-                f"({self._range(frames, timestamps, files)}) and were left out{self._hint(frames)}."
+                f"({self._range(frames, timestamps, files, clip)}) and were left out{self._hint(frames)}."
             )
         return target, known
 
-    def _range(self, frames: np.ndarray, timestamps: np.ndarray, files: list[str] | None) -> str:
+    def _range(self, frames: np.ndarray, timestamps: np.ndarray, files: list[str] | None, clip: Extent | None) -> str:
         if self.kind == "file":
             return f"{len(set(files or []))} files"
         if not len(frames):
             return "no frames"
+        if clip is not None:
+            return f"frames 0 to {clip.frames - 1}" if self.kind == "frame" else f"0.00 to {clip.seconds:.2f} s"
         if self.kind == "frame":
             return f"frames {int(frames.min())} to {int(frames.max())}"
         return f"{timestamps.min():.2f} to {timestamps.max():.2f} s"
@@ -114,13 +153,15 @@ class LabelTable:
         keys = [float(k) for k in self.keys]  # type: ignore[arg-type]
         return "; frames count from 0 here" if min(keys) == 1 and max(keys) == frames.max() + 1 else ""
 
-    def _exact(self, wanted: list[float], keys: list[float]) -> tuple[list[list[int]], list[int]]:
+    def _exact(self, wanted: np.ndarray, keys: np.ndarray, clip: Extent | None) -> tuple[list[list[int]], list[int]]:
         rows: dict[float, list[int]] = {}
-        for row, key in enumerate(keys):
+        for row, key in enumerate(keys.tolist()):
             rows.setdefault(key, []).append(row)
-        low, high = (min(wanted), max(wanted)) if wanted else (0.0, -1.0)
-        # A frame inside the range without an observation had no face: its row is about the clip all the same.
-        return [rows.get(key, []) for key in wanted], [row for row, key in enumerate(keys) if not low <= key <= high]
+        low, high = (wanted.min(), wanted.max()) if len(wanted) else (0.0, -1.0)
+        if clip is not None:
+            low, high = 0, clip.frames - 1
+        # A frame inside the range without an observation had no face, or was not kept: its row is about the clip all the same.
+        return [rows.get(key, []) for key in wanted.tolist()], np.flatnonzero((keys < low) | (keys > high)).tolist()
 
     def _exact_files(self, files: list[str]) -> tuple[list[list[int]], list[int]]:
         keys = [_name(str(key)) for key in self.keys]
@@ -133,12 +174,16 @@ class LabelTable:
             rows.setdefault(key, []).append(row)
         return [rows.get(key, []) for key in wanted], [row for row, key in enumerate(label) if key not in set(wanted)]
 
-    def _nearest(self, timestamps: np.ndarray) -> tuple[list[list[int]], list[int]]:
+    def _nearest(self, timestamps: np.ndarray, clip: Extent | None) -> tuple[list[list[int]], list[int]]:
         keys = np.asarray(self.keys, dtype=float)
         if not len(timestamps):
             return [], list(range(len(keys)))
         steps = np.diff(np.unique(timestamps))
-        reach = (float(np.median(steps)) / 2 if len(steps) else 0.5) + 1e-6
+        step = float(np.median(steps)) if len(steps) else 1.0
+        low, high = timestamps.min(), timestamps.max()
+        if clip is not None:
+            step, low, high = clip.step, 0.0, max(clip.seconds, high)
+        reach = step / 2 + 1e-6
         order = np.argsort(keys, kind="stable")
         rising = keys[order]
         rows: list[list[int]] = []
@@ -148,11 +193,13 @@ class LabelTable:
             # All rows with that very time: two rows may complete or contradict each other.
             same = np.flatnonzero(rising == rising[near])
             rows.append([int(order[j]) for j in same] if abs(rising[near] - t) <= reach else [])
-        outside = np.flatnonzero((keys < timestamps.min() - reach) | (keys > timestamps.max() + reach))
-        return rows, outside.tolist()
+        return rows, np.flatnonzero((keys < low - reach) | (keys > high + reach)).tolist()
 
-    def _spans(self, timestamps: np.ndarray) -> tuple[list[list[int]], list[int]]:
+    def _spans(self, timestamps: np.ndarray, clip: Extent | None) -> tuple[list[list[int]], list[int]]:
         spans = np.asarray(self.keys, dtype=float).reshape(-1, 2)
+        low, high = (timestamps.min(), timestamps.max()) if len(timestamps) else (np.inf, -np.inf)
+        if clip is not None:
+            low, high = 0.0, max(clip.seconds, high)
         rows: list[list[int]] = [[] for _ in timestamps]
         outside = []
         for row, (start, end) in enumerate(spans):
@@ -160,7 +207,7 @@ class LabelTable:
             inside = np.flatnonzero((timestamps >= start - 1e-6) & (timestamps < end - 1e-6))
             for t in inside:
                 rows[int(t)].append(row)
-            if not len(timestamps) or end <= timestamps.min() or start > timestamps.max():
+            if end <= low or start > high:
                 outside.append(row)
         return rows, outside
 

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from personalize import engine
 from personalize.aus import AUS, COLUMNS
-from personalize.engine import Keeper
-from personalize.faces import Observation
 from personalize.module import PersonalModule
 from personalize.profile import Profile
 from personalize.reader import lasting, without_rest
@@ -82,11 +80,11 @@ def fit(command: Run, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     whole = engine.collect
 
-    def once(media: Any, tracker: Any, face: int | None = None, quiet: bool = False) -> engine.Collected:
-        if media.path != face_clip.path or face is not None:
-            return whole(media, tracker, face, quiet)
+    def once(media: Any, tracker: Any, *asked: Any) -> engine.Collected:
+        if media.path != face_clip.path or any(a is not None for a in asked):
+            return whole(media, tracker, *asked)
         if not TRACKED:
-            TRACKED.append(whole(media, tracker, face, quiet))
+            TRACKED.append(whole(media, tracker))
         return replace(TRACKED[0], observations=[*TRACKED[0].observations], warnings=[*TRACKED[0].warnings])
 
     monkeypatch.setattr(engine, "collect", once)
@@ -499,25 +497,3 @@ def test_an_earlier_version_stays_when_a_later_one_fails(fit: Run, tmp_path: Pat
 
 def _full_disk(*_: Any) -> None:
     raise OSError(28, "No space left on device", "profile.safetensors")
-
-
-# Frames that are kept
-
-
-@pytest.mark.parametrize("n", [3, 8, 9, 100, 1000])
-def test_kept_frames_are_few_and_spread(n: int, monkeypatch: pytest.MonkeyPatch, face: Observation) -> None:
-    monkeypatch.setattr(engine.geometry, "fit_pose", lambda *_: None)
-    monkeypatch.setattr(engine.geometry, "view", lambda *_: (None, None))
-    keeper = Keeper(limit=8)
-    for i in range(n):
-        keeper.add(replace(face, frame=i), np.zeros((4, 4, 3), np.uint8), "mesh478")
-    frames = [o.frame for o in keeper.kept[0]]
-    assert len(frames) <= 8 and (n < 8 or len(frames) > 3)
-    gaps = set(np.diff(frames))
-    assert len(gaps) == 1 and frames[0] == 0 and n - frames[-1] <= gaps.pop()
-
-
-@pytest.fixture
-def face() -> Observation:
-    empty = np.zeros((478, 3), np.float32)
-    return Observation(0, 0.0, 0, np.zeros((112, 112, 3), np.uint8), empty, np.zeros(3), np.eye(2, 3), empty, np.zeros(4), 1.0, 1.0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from personalize.aus import AUS, COLUMNS
+from personalize.errors import InputError
 from personalize.faces import Observation
 from personalize.identity import Identity, calm_frames, find_neutral
 
@@ -115,10 +116,16 @@ def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
     assert np.abs(neutral.landmarks - REST - FROWN).max() < 0.01
 
 
-def test_the_users_moment_without_a_face_takes_the_nearest() -> None:
+def test_the_users_moment_must_show_the_face() -> None:
     observations = [seen(i) for i in (0, 1, 2, 50, 51)]
-    neutral = find_neutral(observations, still(5), at_seconds=2.0)
-    assert neutral is not None and neutral.indices.tolist() == [2]
+    with pytest.raises(InputError) as error:
+        find_neutral(observations, still(5), at_seconds=2.0)
+    assert str(error.value) == "no face that can be used is seen around --neutral 2: the nearest is at 0.2 s."
+    near = find_neutral(observations, still(5), at_seconds=4.8)
+    assert near is not None and near.indices.tolist() == [3]
+    dark = [seen(i, quality=0.01 if i == 50 else 1.0) for i in (0, 50, 51)]
+    passed = find_neutral(dark, still(3), at_seconds=5.0)
+    assert passed is not None and passed.indices.tolist() == [2], "a frame that cannot be used is none"
 
 
 def test_no_usable_frame_no_neutral() -> None:

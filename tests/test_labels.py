@@ -9,7 +9,7 @@ import pytest
 
 from personalize.aus import AUS
 from personalize.errors import InputError
-from personalize.labels import read_labels
+from personalize.labels import Extent, read_labels
 
 FPS = 30
 AU6, AU12, AU17 = AUS.index(6), AUS.index(12), AUS.index(17)
@@ -105,6 +105,34 @@ def test_timestamps_go_to_the_nearest_frame(tmp_path, warned):
     np.testing.assert_array_equal(target[:, AU6], [0, 3, 2, 4, 0])
     np.testing.assert_array_equal(known[:, AU6], [False, True, True, True, False])
     assert warned == ["labels.csv: 1 of 4 rows lie outside the clip (0.00 to 0.40 s) and were left out."]
+
+
+@pytest.mark.parametrize(
+    ("text", "frames_of_it"),
+    [
+        ("frame,AU06\n3,1\n599,2\n700,3\n", {3, 599}),
+        ("timestamp,AU06\n1.1,1\n7.049,2\n59.9,4\n70,3\n", {11, 70, 599}),
+        ("au,start_s,end_s,value\n6,1.1,1.3,1\n6,59.9,61,2\n6,70,71,3\n", {11, 12, 599}),
+    ],
+)
+def test_of_a_long_clip_of_which_few_frames_are_kept(tmp_path, warned, text, frames_of_it):
+    """Each tenth of 600 frames, and those that a row is about: they alone get its label, and only what lies after the end is outside."""
+    table, clip = read_labels(write(tmp_path, text)), Extent(600, 0.1, 60.0)
+    about = {i for i in range(600) if table.is_about(i, i / 10, "", clip.step)}
+    assert about == frames_of_it
+    kept = np.array(sorted(about | set(range(0, 600, 10))))
+    target, known = table.align(kept, kept / 10, clip=clip)
+    assert set(kept[known[:, AU6]].tolist()) == frames_of_it
+    where = "frames 0 to 599" if table.kind == "frame" else "0.00 to 60.00 s"
+    assert warned == [f"labels.csv: 1 of {len(table.keys)} rows lie outside the clip ({where}) and were left out."]
+    some = kept[kept < 300]
+    table.align(some, some / 10, clip=clip)
+    assert warned[1:] == warned[:1], "the kept frames' end is not the clip's"
+
+
+def test_pictures_that_rows_are_about(tmp_path):
+    table = read_labels(write(tmp_path, "file,AU06\nimg/a.png,1\n"))
+    assert [table.is_about(0, 0.0, file, 1.0) for file in ("a.png", "x/a.jpg", "b.png", "")] == [True, True, False, False]
 
 
 def test_files_by_name_and_by_stem(tmp_path):
