@@ -2,9 +2,10 @@
 
     python benchmarks/real_events.py CLIPS_FOLDER [--fit] [--seeds 0,1,2] [key=value ...]
 
-CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states: frame-level AUC inside
-the clip of the intensity, by the base, by its branches, and (--fit) by the model fitted to that very clip. Sanity checks made by eye, not
-FACS codes; nothing is trained or tuned on them.
+CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states, by the base and
+(--fit) by the model fitted to that very clip: frame-level AUC inside the clip of the intensity; and, as a reading in the right order may
+still be far too low, its mean where the AU is on and off and the share of frames in which it is reported present. Sanity checks made by
+eye, not FACS codes; nothing is trained or tuned on them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     base = load_base(args.base)
     tracker = registry.create("trackers", "mediapipe", {})
-    rows, result = [], {}
+    rows, heights, result = [], [], {}
     for name in sorted({line.split(",")[0] for line in (args.folder / "events.csv").read_text().splitlines()[1:]}):
         media = open_media(args.folder / name)
         survey = Survey()
@@ -63,9 +64,19 @@ def main() -> None:
                 gates = {key: float(r.profile.gate[k]) for key, r in readers.items() if r.profile is not None}
                 result[f"{name} {COLUMNS[k]}"] = {**figures, **{f"gate_{key}": g for key, g in gates.items()}}
                 rows.append([name, COLUMNS[k], int(truth.sum()), int((~truth).sum()), *figures.values(), *gates.values()])
+                heights.append([name, COLUMNS[k]])
+                for key, values in readings.items():
+                    own, height = values[known[:, k], k], {}
+                    present = np.round(own, 3) >= np.round(readers[key].thresholds[k], 3)
+                    for state, frames in (("on", truth), ("off", ~truth)):
+                        height[state] = {"mean": float(own[frames].mean()), "present": float(present[frames].mean())}
+                        heights[-1] += height[state].values()
+                    result[f"{name} {COLUMNS[k]}"][f"height_{key}"] = height
     tracker.close()
     columns = ["clip", "AU", "frames on", "frames off", *readings, *(f"gate {key}" for key in readers if key != "base")]
     ui.table("AUC inside the clip", columns, rows)
+    states = [f"{key} {what} {state}" for key in readings for state in ("on", "off") for what in ("mean", "present")]
+    ui.table("Intensity, and share of frames with the AU present, where it is on and off", ["clip", "AU", *states], heights)
     means = {key: float(np.mean([r[key] for r in result.values()])) for key in readings}
     print("mean", {k: round(v, 4) for k, v in means.items()})
     if args.json:

@@ -47,6 +47,7 @@ class BaseModule(L.LightningModule):
         self.average = torch.optim.swa_utils.AveragedModel(
             net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True
         )
+        self.average.requires_grad_(False)  # no gradient reaches it, which ranks would wait for
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         look = self.look(batch)
@@ -81,9 +82,11 @@ class BaseModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
 
     def configure_optimizers(self) -> Any:
         moving = [p for p in [*self.net.parameters(), *self.locate.parameters()] if p.requires_grad]
@@ -114,7 +117,7 @@ class TopModule(BaseModule):
     def look(self, batch: dict[str, Tensor]) -> Tensor:
         """The crop branch's features of a batch, from a random one of the views."""
         view = torch.randint(len(self.maps[0]), (len(batch["index"]),))
-        middle, last = (m[view, batch["index"]].float().to(self.device) for m in self.maps)
+        middle, last = (m[view, batch["index"].cpu()].float().to(self.device) for m in self.maps)
         return self.net.project((middle, last))
 
 
@@ -147,19 +150,21 @@ def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", w
     """(N, K) expected intensities of tracked renders. mode: 'fused', 'crop' or 'landmarks' (the other branch switched off); with_neutral:
     each person's first neutral picture is given."""
     net.eval()
+    device = net.landmark_mean.device
     crop = torch.from_numpy(data["crop"]).permute(0, 3, 1, 2)
-    looks = torch.cat([net.crop_features(crop[i : i + batch]) for i in range(0, len(crop), batch)])
-    points = torch.from_numpy(data["landmarks"].astype(np.float32))
+    looks = torch.cat([net.crop_features(crop[i : i + batch].to(device)) for i in range(0, len(crop), batch)])
+    points = torch.from_numpy(data["landmarks"].astype(np.float32)).to(device)
     n = len(points)
     neutral = None
     has_neutral = None
     if with_neutral:
         first = references(data)
-        has_neutral = torch.tensor([int(p) in first for p in data["person"]])
+        has_neutral = torch.tensor([int(p) in first for p in data["person"]], device=device)
         own = torch.tensor([first.get(int(p), 0) for p in data["person"]])
         neutral = {"crop": looks[own], "landmarks": points[own]}
-    flags = torch.full((n,), mode != "crop"), torch.full((n,), mode != "landmarks")
-    return net.answer(looks, points, flags[0], neutral, has_neutral, flags[1])["intensity"].numpy()
+    flags = (torch.full((n,), mode != branch, device=device) for branch in ("crop", "landmarks"))
+    has_landmarks, has_crop = flags
+    return net.answer(looks, points, has_landmarks, neutral, has_neutral, has_crop)["intensity"].cpu().numpy()
 
 
 def scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, dict[str, float]]:
@@ -320,8 +325,10 @@ def fit(
     work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
     net = first_weights(recipe, train)
 
+    rank = 0
+
     def run(stage: str, module: BaseModule, people: int, epochs: int) -> AUNet:
-        nonlocal started
+        nonlocal started, rank
         checkpoint = work / f"{stage}.ckpt"
         watch = _Epochs(validation, checkpoint)
         trainer = L.Trainer(
@@ -333,9 +340,7 @@ def fit(
         rows = MixedRows(train, pictures=stage == "whole")
         loader = DataLoader(rows, batch_sampler=batches, collate_fn=lambda b: b, generator=torch.Generator())
         trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        started -= watch.before
+        started, rank = started - watch.before, trainer.global_rank
         averaged: AUNet = module.average.module  # type: ignore[assignment]
         return averaged.eval()
 
@@ -343,6 +348,8 @@ def fit(
     best = run("whole", whole, optim["people"], optim["epochs"])
     best = second_stage(best, train, recipe, run)
     path = folder / folder.name
+    if rank:  # the first one measures and writes
+        return path
     readings = {known: read_renders(best, validation, "fused", known) for known in (False, True)}
     thresholds = best_thresholds(readings[False], validation["target"], validation["mask"], validation["occurrence"])
     truth = intensities(validation)
@@ -396,8 +403,10 @@ def fit_command(args: argparse.Namespace) -> int:
     """``personalize base fit``."""
     from .config import load_recipe
 
-    recipe = load_recipe(args.recipe or "base", args.overrides)
+    recipe = load_recipe(args.recipe or "base", args.overrides, "base")
     folder = Path(args.data) if isinstance(args.data, str) else None
+    if Path(args.output).resolve().name == "base":
+        raise ConfigError("--output: a model called 'base' would be taken for the shipped one; give its folder another name.")
     path = fit(recipe, Path(args.output), args.sources if folder is None else (), args.fold, Path(args.cache), folder)
     ui.info(f"wrote {path}.safetensors; use it with --base {path}")
     return 0

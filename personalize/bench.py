@@ -106,7 +106,7 @@ def bench_command(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     """The jobs. Raises ConfigError for unknown recipes, keys and generators before anything is rendered."""
     from .base import load_base
-    from .config import digest, load_recipe
+    from .config import digest, load_recipe, one_device
 
     if args.seed > 900:
         raise ConfigError(f"--seed must be at most 900, not {args.seed}.")
@@ -116,10 +116,11 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     quick = _QUICK if args.quick else []
     recipes = {
         # The generator without pictures is always in the comparison, and last, so that the first named one stands for 'personalised'.
-        name: load_recipe(args.recipe, ["tracking.wandb='off'", *quick, *args.overrides, f"generator.name={name}"])
+        name: load_recipe(args.recipe, ["tracking.wandb='off'", *quick, *args.overrides, f"generator.name={name}"], "fit")
         for name in dict.fromkeys([*generators, NO_GENERATOR])
     }
     any_recipe = next(iter(recipes.values()))
+    one_device(any_recipe, "bench")
     base = load_base(any_recipe["base"])
     people, seconds = (min(args.people, 3), 8.0) if args.quick else (args.people, 20.0)
     first = 1000 * args.seed
@@ -134,7 +135,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     jobs = []
     for i, (support, query) in enumerate(pairs):
         others = tuple(pairs[(i + step) % people][1] for step in (1, 2) if step < people)
-        common = [_FORMAT, code, base.sha256, support.key, query.key]
+        common = [_FORMAT, code, base.sha256, digest(base.card), support.key, query.key]
         keys = {BASE: [*common, any_recipe["tracker"], any_recipe["base"]]}
         keys |= {name: [*common, [c.key for c in others], recipe] for name, recipe in recipes.items()}
         name = f"person{support.person:04d}"
@@ -145,13 +146,16 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
 
 @functools.lru_cache(maxsize=1)
 def code_hash() -> str:
-    """SHA-256 of the code that decides a reading: results of older code are not taken for those of this one."""
+    """SHA-256 of the code and data that decide a reading: results of older ones are not taken for those of these."""
     digest = hashlib.sha256()
     for package in ("personalize", "personalize_plugins"):
         root = Path(str(resources.files(package)))
         for file in sorted(root.rglob("*.py")):
             if file.stem not in _PRESENTATION and "synth" not in file.parts:
                 digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    for file in sorted(Path(str(resources.files("personalize") / "assets")).iterdir()):  # weights, cards, what is rehearsed
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -151,7 +151,7 @@ def _generate(p: argparse.ArgumentParser) -> None:
 def _base_fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--recipe", metavar="R", default="base", help="recipe name or YAML file of kind base (default: base)")
     _data_options(p, "learn from: NAME=PATH of a data set, synthetic, or a folder of renders; may be repeated (default: rendered now)")
-    p.add_argument("--output", metavar="DIR", default="runs/base", help="where to write (default: runs/base)")
+    p.add_argument("--output", metavar="DIR", default="runs/my-base", help="where to write; names the model (default: runs/my-base)")
 
 
 def _generator_fit(p: argparse.ArgumentParser) -> None:
@@ -304,6 +304,8 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
                 raise ConfigError(f"recipe keys are given without dashes: {word.lstrip('-')}{'' if '=' in word else '=VALUE'}")
             raise ConfigError(unknown(f"option of {name}", option, [s for a in p._actions for s in a.option_strings if s.startswith("--")]))
         if not _OVERRIDE.match(word):
+            if "--identity" in p._option_string_actions and Path(word).exists():
+                raise ConfigError(f"unexpected '{word}': is it --identity {word}?")
             raise ConfigError(f"unexpected '{word}'. See: {p.prog} --help")
         if not verb.recipe:
             raise ConfigError(f"unexpected '{word}': {name} has no recipe to change. See: {p.prog} --help")
@@ -332,6 +334,10 @@ def _finish(name: str, args: argparse.Namespace) -> None:
         raise ConfigError("missing: --identity (a video, photograph or folder), or --resume RUN. See: personalize fit --help")
     if name == "fit" and args.identity and args.resume:
         raise ConfigError("--resume continues a run with its own clip: leave --identity out.")
+    if name == "fit" and args.resume:
+        typed = [f"--{key}" for key in ("name", "labels", "neutral", "face", "consent") if getattr(args, key) is not None] + args.overrides
+        if typed:
+            raise ConfigError(f"--resume continues a run with its own settings: leave {typed[0]} out.")
     if name == "predict" and args.output is None:
         args.output = f"{Path(args.input.rstrip('/') or '/').stem or 'input'}_aus.csv"
     if name == "generate" and not (args.aus or args.pose or args.grid or args.driver or args.judge):

@@ -153,13 +153,13 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     neutral = find_neutral(observations, intensity, neutral_at)
     lacks = []
     if neutral is not None and neutral_at is None:
+        remedy = "add a photograph of the calm face" if media.still else "name a calm moment with --neutral SECONDS"
         busy = [c for c, trusted in zip(COLUMNS, neutral.trusted, strict=True) if trusted < 0.5]
         if len(busy) > len(AUS) // 2:
-            lacks.append("the clip hardly shows the face at rest, so little is personalised; name a calm moment with --neutral SECONDS")
+            what = "the picture hardly shows" if media.kind == "image" else "the clip hardly shows"
+            lacks.append(f"{what} the face at rest, so little is personalised; {remedy}")
         elif busy:
-            lacks.append(
-                f"the calmest frames show {', '.join(busy)}, so little of that is personalised; name a calm moment with --neutral SECONDS"
-            )
+            lacks.append(f"the calmest frames show {', '.join(busy)}, so little of that is personalised; {remedy}")
     if media.kind == "video" and (found.frames / max(media.fps, 1)) < 1.0:
         lacks.append("the clip is shorter than a second: what it does not show cannot be learned")
     for line in lacks:

@@ -246,7 +246,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] = ()) -> dict[str, Any]:
+def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] = (), kind: str | None = None) -> dict[str, Any]:
     """The recipe as a plain dict: inherited, overridden, checked, resolved, the plug-ins' options complete.
 
     Args:
@@ -255,10 +255,17 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
         overrides: ``key=value``, values in YAML: ``optim.lr=1e-3``, ``buffer.name=reservoir``, ``regularizers.ewc.weight=30``,
             ``regularizers.lwf=null`` (without it), ``regularizers=[ewc]`` (only it). A section that gets another plug-in starts from that
             plug-in's own options.
+        kind: what the recipe must be for: fit, base or generator; None: anything.
 
-    Raises ConfigError in one line, with the nearest known name: unknown recipe, key, plug-in or option; wrong type; malformed YAML.
+    Raises ConfigError in one line, with the nearest known name: unknown recipe, key, plug-in or option; wrong type; malformed YAML; a
+    recipe of another kind.
     """
     layers = _chain(name_or_path)
+    found = layers[0]["kind"]
+    if kind is not None and found != kind:
+        raise ConfigError(
+            f"recipe {name_or_path} is of kind '{found}', and this command takes one of kind '{kind}', as {REFERENCES[kind]} is."
+        )
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer, is_file=True)
@@ -273,6 +280,13 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
         raise ConfigError(f"recipe {name_or_path} is of kind '{layers[0]['kind']}', which an override cannot change.")
     assert isinstance(plain, dict)
     return plain
+
+
+def one_device(recipe: Mapping[str, Any], verb: str) -> None:
+    """Raise ConfigError where a recipe asks for several devices and the command runs many fits side by side or one of several steps."""
+    devices = recipe["trainer"].get("devices", 1)
+    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+        raise ConfigError(f"{verb} trains on one device: leave trainer.devices at 1. personalize fit uses several.")
 
 
 def save_recipe(recipe: Mapping[str, Any], path: str | Path) -> None:

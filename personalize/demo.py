@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """``personalize demo``. args: output, seed, recipe, plugins, overrides."""
     from . import engine
     from .base import load_base
-    from .config import load_recipe
+    from .config import load_recipe, one_device
     from .predict import predict
     from .profile import Profile, next_version
     from .reader import Reader
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.seed > 900_000:
         raise ConfigError(f"--seed must be at most 900000, not {args.seed}.")
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(args.recipe, args.overrides, "fit")
+    one_device(recipe, "demo")
     base = load_base(recipe["base"])
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)

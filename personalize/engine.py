@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .buffers import ReplayBuffer
 from .collect import Collected, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
 from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
-from .errors import ConfigError, InputError
+from .errors import ConfigError, InputError, PersonalizeError
 from .faces import Tracker
 from .generators import Generator
 from .identity import Identity, calm_frames
@@ -39,7 +40,7 @@ from .labels import LabelTable, read_labels
 from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
-from .profile import Profile, check_name, next_version
+from .profile import Profile, check_name, check_text, next_version
 from .reader import Reader, batch_of, blend, lasting, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
 from .video import Media, open_media
@@ -48,6 +49,8 @@ KEEP = 400
 """Frames of a person that are kept: spread over the clip, at most so many, whatever its length."""
 MAX_PEOPLE = 6
 CHECKPOINT_EVERY = 25
+SHARED = 64
+"""Generated samples of a person that later fits rehearse, at most."""
 GENERATED_KEPT = 4
 """Sets of generated samples of a person that are kept for later fits, the newest."""
 GENERATED, SAMPLES = "generated", "samples.safetensors"
@@ -56,12 +59,13 @@ _RUN_DIR = "PERSONALIZE_RUN_DIR"
 
 @dataclass
 class FitResult:
-    """A finished fit. evidence: per AU column; metrics: what stands in metrics.json."""
+    """A finished fit. evidence: of each AU column, heard: the same for people; metrics: what stands in metrics.json."""
 
     profile: Profile
     run_dir: Path
     identity: Identity
     evidence: dict[str, dict[str, float]]
+    heard: dict[str, dict[str, float]]
     metrics: dict[str, Any]
 
 
@@ -92,12 +96,11 @@ def fit(
         identity = identify(found, base, media, name, neutral_at, notes)
         truth, known = labels_of(labels, identity, found, media, notes)
         session = Session(base, identity, recipe, run_dir, truth, known)
-        pictures: list[tuple[np.ndarray, str]] = []
         generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
         seen_by = {"clip": media.sha256(), "face": face, "base": base.sha256, "tracker": recipe["tracker"]}
         for number in range(recipe["rounds"]):
             if not (work / f"samples-{number}.safetensors").exists() and recipe["generator"]["samples"] > 0:
-                pictures += session.generate(generator, tracker, number, seen_by)
+                session.generate(generator, tracker, number, seen_by)
             (work / f"ready-{number}").touch()
             session.train(number)
             if not session.improved(number):
@@ -105,7 +108,7 @@ def fit(
         (work / "done").touch()
     finally:
         tracker.close()
-    return session.finish(media, found, notes, consent, pictures, started)
+    return session.finish(media, found, notes, consent, started)
 
 
 class Session:
@@ -119,11 +122,17 @@ class Session:
         options = recipe["adapter"]["options"]
         self.adapter = registry.create("adapters", recipe["adapter"]["name"], options)
         torch.manual_seed(recipe["seed"])
-        self.adapter.apply(self.net)
+        moving = self.adapter.apply(self.net)
+        size, most = sum(p.numel() for p in moving) * (2 if self.adapter.half else 4) / 1e6, recipe["profile"]["max_mb"]
+        if size > most:
+            raise ConfigError(
+                f"with adapter {recipe['adapter']['name']} the profile takes some {size:.1f} MB, more than profile.max_mb={most:g}: "
+                "raise that, or take a smaller adapter (lora)."
+            )
         self.delta: dict[str, Tensor] = {}
         self.score = -np.inf
         self.rounds: list[dict[str, Any]] = []
-        # Two of every five seconds of the clip are held out for the evidence; their neighbours are not in the training set.
+        # Two of every five seconds of the clip are held out for the evidence: what they show is not trained on.
         times = np.array([o.timestamp for o in identity.observations])
         self.held = (times % 5.0) >= 3.0
         if self.held.sum() < 4 or (~self.held).sum() < 4:
@@ -135,9 +144,9 @@ class Session:
         self.evidence: gate.Evidence | None = None
         self.prepared = False
 
-    def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any]) -> list[tuple[np.ndarray, str]]:
+    def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any]) -> None:
         """Make the samples of a round, what the clip lacks and the base is weak in, then what is still held-out error; or take those that
-        an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same. Returns some of the pictures."""
+        an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same."""
         weak = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
             weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
@@ -152,7 +161,7 @@ class Session:
                 self.prepared = True
             samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
             if samples is None:
-                return []
+                return
             temporary = kept.with_suffix(".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             self._write_pictures(pictures, temporary)
@@ -164,7 +173,6 @@ class Session:
         shutil.copy2(kept / SAMPLES, self.work / f"samples-{number}.safetensors")
         for old in sorted(kept.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
             shutil.rmtree(old)
-        return _read_pictures(kept)
 
     def _write_pictures(self, pictures: list[tuple[np.ndarray, str]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +198,7 @@ class Session:
         observations, neutral = self.identity.observations, self.identity.neutral
         at_rest = self.trusted > 0.3
         if neutral is not None and at_rest.any():
-            rest = [int(i) for i in neutral.indices]
+            rest = [int(i) for i in neutral.indices if not self.held[i]] or [int(i) for i in neutral.indices]
             zero = np.zeros((len(rest), len(AUS)), np.float32)
             known = np.broadcast_to(at_rest, zero.shape)
             parts.append(frame_samples([observations[i] for i in rest], zero, known, neutral.confidence, rest))
@@ -207,10 +215,15 @@ class Session:
     def _buffer(self) -> ReplayBuffer:
         buffer: ReplayBuffer = registry.create("buffers", self.recipe["buffer"]["name"], self.recipe["buffer"]["options"])
         buffer.add(base_domain(), "base")
-        shared = self.run_dir.parent.parent / "buffer.safetensors"
-        if self.recipe["buffer"]["shared"] and shared.exists():
-            buffer.load(shared)
+        if self.recipe["buffer"]["shared"] and self._shared.exists():
+            buffer.load(self._shared)
+            if self.identity.name in buffer.seen:
+                buffer.forget(self.identity.name)
         return buffer
+
+    @property
+    def _shared(self) -> Path:
+        return self.run_dir.parent.parent / "buffer.safetensors"
 
     def train(self, number: int) -> None:
         """One round; on every rank. Continues from the round's checkpoint where there is one."""
@@ -263,8 +276,6 @@ class Session:
         gathered = trainer.accumulate_grad_batches
         data = PersonData(samples, optim["batch_size"], optim["max_steps"] * gathered, recipe["seed"] * 100 + number, start * gathered)
         trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=False)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         tracking.finish(loggers)
         self.net.eval()
         # A later round starts from what is written, which is rounded to half precision, as it would after a kill.
@@ -321,9 +332,7 @@ class Session:
             self.delta = self.adapter.delta(self.net)
         return better
 
-    def finish(
-        self, media: Media, found: Collected, notes: list[str], consent: str, pictures: list[tuple[np.ndarray, str]], started: float
-    ) -> FitResult:
+    def finish(self, media: Media, found: Collected, notes: list[str], consent: str, started: float) -> FitResult:
         """Open the gates, write profile, metrics, recipe and report; drop the work folder."""
         self.adapter.restore(self.net, self.delta)
         self.net.eval()
@@ -362,7 +371,8 @@ class Session:
             consent=consent,
             version=__version__,
         )
-        profile.save(self.run_dir)
+        profile.save(self.run_dir, round(self.recipe["profile"]["max_mb"] * 1e6))
+        from .report import collect as gather
         from .report import write_report
 
         samples, held = self.samples(len(self.rounds) - 1)
@@ -373,11 +383,12 @@ class Session:
         }
         coverage = self.identity.coverage()
         evidence = self.evidence.rows()
+        told = heard(evidence, self.trusted, self.base.promise())
         report: dict[str, Any] = {
             "title": f"Personal AU model of {self.identity.name}",
             "name": self.identity.name,
             "created": profile.manifest()["created"],
-            "version": self.run_dir.name,
+            "version": __version__,
             "summary": f"Fitted on {media.name}: {found.frames_with_face} of {found.frames} frames show the face, {len(times)} were used. "
             f"{int((opened > 0.5).sum())} of {len(AUS)} AUs are read mostly by the personal model, "
             f"{int((opened < 0.05).sum())} stay as the base reads them.",
@@ -395,12 +406,12 @@ class Session:
                 if self.identity.neutral
                 else "none found",
             },
-            "coverage": self._coverage(coverage),
+            "coverage": self._coverage(),
             "aus": [
                 {
                     "au": c,
                     "gate": round(float(opened[k]), 3),
-                    "evidence": None if np.isnan(evidence[c]["gain"]) else round(evidence[c]["gain"], 3),
+                    "evidence": {said: None if np.isnan(v) else round(v, 3) for said, v in told[c].items()},
                     "trust": float(trust[k]),
                     "threshold": round(float(thresholds[k]), 2),
                     "offset": round(float(offsets[k]), 2),
@@ -413,7 +424,7 @@ class Session:
             },
             "provenance": profile.manifest()["provenance"],
             "consent": consent,
-            "use": [f"personalize predict --input CLIP --profile {self.run_dir.parent.name and 'runs/' + self.run_dir.parent.name}"],
+            "use": [f"personalize predict --input CLIP --profile {self.run_dir.parent}"],
             "recipe": profile.manifest()["recipe"],
         }
         metrics = {
@@ -427,26 +438,33 @@ class Session:
         }
         (self.run_dir / "metrics.json").write_text(json.dumps(_jsonable(metrics), indent=1) + "\n")
         save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        some = [{"image": image, "label": caption, "synthetic": True} for image, caption in pictures[:24]]
-        write_report(self.run_dir / "report.html", {**report, "samples": some})
+        write_report(self.run_dir / "report.html", gather(self.run_dir))
         if self.recipe["buffer"]["shared"]:
-            self._remember(samples)
+            self._remember()
         shutil.rmtree(self.work, ignore_errors=True)
-        return FitResult(profile, self.run_dir, self.identity, evidence, metrics)
+        return FitResult(profile, self.run_dir, self.identity, evidence, told, metrics)
 
-    def _remember(self, samples: Samples) -> None:
-        """Add some of this person's generated samples to the buffer that later fits rehearse from; ``identities forget`` takes them out."""
-        path = self.run_dir.parent.parent / "buffer.safetensors"
-        buffer = self._buffer()
-        rows = samples.rows(torch.arange(0, len(samples), max(len(samples) // 64, 1)))
+    def _remember(self) -> None:
+        """Put some of this person's generated samples into the buffer that later fits rehearse from, in place of what an earlier fit put
+        there; ``identities forget`` takes them out. A profile that is written already is not lost for it."""
+        generated = [Samples.load(p) for i in range(len(self.rounds)) if (p := self.work / f"samples-{i}.safetensors").exists()]
+        if not generated:
+            return
+        samples = join(generated)
+        rows = samples.rows(torch.linspace(0, len(samples) - 1, min(len(samples), SHARED)).long())
         n = len(rows["crop"])
         rows.pop("source")
+        rows["landmarks"] = torch.nan_to_num(rows["landmarks"])
         if self.neutral is not None:
             rows["neutral_crop"] = self.neutral["crop"][:1].expand(n, -1, -1, -1)
-            rows["neutral_landmarks"] = self.neutral["landmarks"].expand(n, -1, -1)
+            rows["neutral_landmarks"] = torch.nan_to_num(self.neutral["landmarks"]).expand(n, -1, -1)
         rows["has_neutral"] = torch.full((n,), self.neutral is not None)
-        buffer.add(rows, self.identity.name)
-        buffer.save(path)
+        try:
+            buffer = self._buffer()
+            buffer.add(rows, self.identity.name)
+            buffer.save(self._shared)
+        except (PersonalizeError, OSError) as error:
+            ui.warn(f"later fits cannot rehearse this person, {self._shared.name} is left as it was: {ui.one_line(error)}")
 
     def _offsets(self, read: np.ndarray) -> np.ndarray:
         """(K,) see :func:`offsets_at`; 0 without a neutral. read: (N, K) expected in the clip's frames."""
@@ -472,31 +490,20 @@ class Session:
                     thresholds[k] = best_threshold(final[rows, k], present)
         return thresholds
 
-    def _coverage(self, coverage: dict[str, Any]) -> dict[str, Any]:
+    def _coverage(self) -> dict[str, Any]:
         poses = np.degrees(np.array([o.pose for o in self.identity.observations]))
         yaw, pitch = np.array([-90, -45, -25, -10, 10, 25, 45, 90.0]), np.array([-90, -30, -10, 10, 30, 90.0])
         counts, _, _ = np.histogram2d(poses[:, 0], poses[:, 1], bins=[pitch, yaw])
-        high = self.identity.intensity.max(0)
-        rare = [c for c, share in coverage["aus"].items() if share < 0.005]
+        shown = self.base.report(self.identity.intensity)
+        frames, high = (shown >= self.base.thresholds).sum(0), shown.max(0)
+        rare = [c for c, n in zip(COLUMNS, frames, strict=True) if n < 0.005 * len(shown)]
         return {
             "yaw_deg": yaw.tolist(),
             "pitch_deg": pitch.tolist(),
             "counts": counts.astype(int).tolist(),
-            "aus": {
-                c: {"frames": int((self.identity.intensity[:, k] >= 2).sum()), "max": round(float(high[k]), 2)}
-                for k, c in enumerate(COLUMNS)
-            },
+            "aus": {c: {"frames": int(frames[k]), "max": round(float(high[k]), 2)} for k, c in enumerate(COLUMNS)},
             "lacks": [f"never seen in the clip: {', '.join(rare)}"] if rare else [],
         }
-
-
-def _read_pictures(folder: Path) -> list[tuple[np.ndarray, str]]:
-    """Pictures and captions, as they were written."""
-    out = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as picture:
-            out.append((np.array(picture), str(picture.info["caption"])))
-    return out
 
 
 def _jsonable(x: Any) -> Any:
@@ -529,13 +536,11 @@ class _Saver(L.Callback):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             temporary.replace(self.path)
-            self.path.with_suffix(".step").write_text(str(trainer.global_step))
 
 
 def _step_of(checkpoint: Path) -> int:
     """The step at which a checkpoint was written, 0 where there is none."""
-    note = checkpoint.with_suffix(".step")
-    return int(note.read_text()) if checkpoint.exists() and note.exists() else 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"]) if checkpoint.exists() else 0
 
 
 class _Bar(L.Callback):
@@ -568,7 +573,7 @@ def _choose_strategy(flags: dict[str, Any]) -> None:
 def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
     names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
     names += [("regularizers", n) for n in recipe["regularizers"]]
-    return {f"{kind}/{name}": __version__ for kind, name in names}
+    return {f"{kind}/{name}": Path(registry.available(kind)[name].source).name for kind, name in names}
 
 
 def _provenance(media: Media, found: Collected) -> dict[str, Any]:
@@ -600,7 +605,7 @@ def fit_command(args: argparse.Namespace) -> int:
     else:
         if not args.identity:
             raise InputError("no clip given: use personalize fit --identity CLIP, or --resume RUN to continue one.")
-        recipe = load_recipe(args.recipe or "default", args.overrides)
+        recipe = load_recipe(args.recipe or "default", args.overrides, "fit")
         saved = {
             "identity": str(Path(args.identity).resolve()),
             "name": check_name(args.name or _name_of(args.identity)),
@@ -620,6 +625,7 @@ def fit_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--neutral names a moment of a video, and {media.name} is none: leave it out.")
     if saved["neutral"] is not None and media.duration is not None and not 0 <= saved["neutral"] <= media.duration:
         raise ConfigError(f"--neutral {saved['neutral']:g} lies outside the clip, which lasts {media.duration:.1f} s.")
+    check_text(saved["consent"], "--consent")
     made = None
     if not args.resume:
         run_dir = made = next_version(args.output, saved["name"])
@@ -649,24 +655,37 @@ def _generated(run_dir: Path) -> set[Path]:
 
 
 def _name_of(identity: str) -> str:
-    stem = Path(identity.rstrip("/")).stem
-    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem).strip("._-")
-    return cleaned or "person"
+    stem = unicodedata.normalize("NFKD", Path(identity.rstrip("/")).stem).encode("ascii", "ignore").decode()
+    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
+    return cleaned[:64].strip("._-") or "person"
+
+
+def heard(evidence: dict[str, dict[str, float]], trusted: np.ndarray, promise: np.ndarray) -> dict[str, dict[str, float]]:
+    """For people, by AU column: what a gate was decided on, see :mod:`personalize.gate`; without labels where there are none."""
+    found = {}
+    for k, c in enumerate(COLUMNS):
+        e = evidence[c]
+        found[c] = {"rests in the neutral": float(trusted[k]), "neutral helps": float(promise[k])}
+        found[c] |= {"moves": e["moves"], "agreement": e["agreement"], "gain on samples": e["gain"]}
+        if any(not np.isnan(row["labelled"]) for row in evidence.values()):
+            found[c]["gain on labels"] = e["labelled"]
+    return found
 
 
 def _say(result: FitResult) -> None:
-    rows = []
-    for k, c in enumerate(COLUMNS):
-        e = result.evidence[c]
-        rows.append([c, float(result.profile.gate[k]), e["gain"], e["agreement"]])
-    ui.table("Gates and their evidence", ["AU", "gate", "gain on held-out samples", "agreement with base"], rows)
+    gate = result.profile.gate
+    rows = [[c, float(gate[k]), *(result.heard[c].values())] for k, c in enumerate(COLUMNS)]
+    ui.table("Gates, and what they were decided on", ["AU", "gate", *result.heard[COLUMNS[0]]], rows)
+    if gate.max() < 0.05:
+        ui.warn("no gate opened: with this profile everything is read as the base reads it")
     run = result.run_dir
     ui.info(f"profile: {run / 'profile'}; report: {run / 'report.html'}")
     ui.info(f"next: personalize predict --input CLIP --profile {run.parent}")
 
 
 def _join(run_dir: Path) -> int:
-    """A worker rank of a distributed fit: waits for each round's samples and trains along."""
+    """A worker rank of a distributed fit: waits for each round's samples and trains along, as long as the rank that started it lives."""
+    parent = os.getppid()
     tracking.quiet_lightning()
     work = run_dir / "work"
     saved = json.loads((work / "arguments.json").read_text())
@@ -682,7 +701,7 @@ def _join(run_dir: Path) -> int:
     session = Session(base, identity, recipe, run_dir, truth, known)
     for number in range(recipe["rounds"]):
         while not (work / f"ready-{number}").exists():
-            if (work / "done").exists() or not work.exists():
+            if (work / "done").exists() or not work.exists() or os.getppid() != parent:
                 return 0
             time.sleep(0.2)
         session.train(number)

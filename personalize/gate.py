@@ -40,10 +40,11 @@ class Evidence:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, K), (N, K) to (K,) Pearson correlations; NaN where either stands still."""
+    """(N, K), (N, K) to (K,) Pearson correlations; NaN where ``b`` stands still, 0 where only ``a`` does."""
     a, b = a - a.mean(0), b - b.mean(0)
     norm = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.where(norm > 1e-6 * len(a), (a * b).sum(0) / np.maximum(norm, 1e-12), np.nan)
+    still = (b**2).mean(0) <= 1e-6
+    return np.where(still, np.nan, np.where(norm > 1e-6 * len(a), (a * b).sum(0) / np.maximum(norm, 1e-12), 0.0))
 
 
 def _relative_gain(base: np.ndarray, personal: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:

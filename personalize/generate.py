@@ -360,10 +360,10 @@ def generate_command(args: argparse.Namespace) -> int:
     """``personalize generate``."""
     tracking.quiet_lightning()
     _check_options(args)
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(args.recipe, args.overrides, "fit")
     if args.seed is not None:
         recipe["seed"] = args.seed
-    folder = Path(args.output)
+    folder = Path(args.output).absolute()
     _check_output(folder)
     if args.aus:
         parse_aus(args.aus)
@@ -393,7 +393,7 @@ def generate_command(args: argparse.Namespace) -> int:
     finally:
         tracker.close()
         shutil.rmtree(partial, ignore_errors=True)
-    ui.info(f"wrote {said} to {folder}")
+    ui.info(f"wrote {said} to {args.output}")
     return 0
 
 
@@ -430,7 +430,7 @@ def _video(
     side = LARGEST * LARGEST if not args.composite else max(media.size[0] * media.size[1], 1)
     _check_disk(folder, 2e6 + 0.15 * frames * side)
     identity = _identify(args, recipe, media, tracker)
-    reader = open_reader(args.driver_profile, None) if args.driver_profile else Reader(load_base(recipe["base"]))
+    reader = open_reader(args.driver_profile, recipe["base"]) if args.driver_profile else Reader(load_base(recipe["base"]))
     acted = read_driver(driver, reader, tracker)
     generator = _ready(recipe, media, identity, True, True)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], driver, args.composite)

@@ -66,7 +66,6 @@ class Identity:
     neutral: Neutral | None
     size: tuple[int, int]
     scheme: str = "mesh478"
-    warnings: list[str] = field(default_factory=list)
 
     def coverage(self) -> dict[str, object]:
         """What the clip shows: range of poses in degrees, share of frames with each AU at B level or more, mean brightness and quality."""

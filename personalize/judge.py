@@ -554,7 +554,7 @@ def split(identity: Identity, labels: LabelTable) -> tuple[Identity, Held]:
     given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
     part = identity.intensity[~held]
     return (
-        Identity(identity.name, given, part, find_neutral(given, part), identity.size, identity.scheme, identity.warnings),
+        Identity(identity.name, given, part, find_neutral(given, part), identity.size, identity.scheme),
         Held(kept, target[held], known[held], labels.occurrence),
     )
 

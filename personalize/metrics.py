@@ -106,12 +106,6 @@ def best_threshold(score: np.ndarray, present: np.ndarray) -> float:
     return float(values[best] if best == 0 else (values[best - 1] + values[best]) / 2)
 
 
-def f1_best(score: np.ndarray, present: np.ndarray, tune_score: np.ndarray, tune_present: np.ndarray) -> tuple[float, float]:
-    """(F1, threshold), the threshold chosen on the tuning frames only: never hand it the frames that are judged."""
-    threshold = best_threshold(tune_score, tune_present)
-    return (f1(score, present, threshold) if np.isfinite(threshold) else float("nan")), threshold
-
-
 def auc(score: np.ndarray, present: np.ndarray) -> float:
     """Area under the ROC: the chance that a present frame scores above an absent one, ties counting half (Mann & Whitney, 1947).
 

@@ -280,12 +280,6 @@ def check_target(target: Path, *inputs: Path) -> None:
 
 def predict_command(args: argparse.Namespace) -> int:
     """``personalize predict``."""
-    if args.overrides:
-        left = [o for o in args.overrides if not o.startswith(("tracker", "base"))]
-        if left:
-            from .errors import ConfigError
-
-            raise ConfigError(f"predict takes no recipe keys, so '{left[0]}' has no meaning here: leave it out.")
     media = open_media(args.input)
     if args.smooth and media.still:
         ui.warn(f"{media.name} is no video: there is nothing to smooth, --smooth is left out")
@@ -311,5 +305,5 @@ def predict_command(args: argparse.Namespace) -> int:
         if overlay is not None and not replaced:
             overlay.unlink(missing_ok=True)
         raise
-    ui.info(f"wrote {output}: {len(table.rows)} rows" + (f", and {overlay}" if overlay else ""))
+    ui.info(f"wrote {output}: {len(table.rows)} row{'s' * (len(table.rows) != 1)}" + (f", and {overlay}" if overlay else ""))
     return 0

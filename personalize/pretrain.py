@@ -12,7 +12,7 @@ from .errors import ConfigError
 
 def fit_command(args: argparse.Namespace) -> int:
     """Hand the recipe to the generator's own ``pretrain``."""
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(args.recipe, args.overrides, "generator")
     name = recipe["generator"]["name"]
     pretrain = getattr(registry.load("generators", name), "pretrain", None)
     if pretrain is None:

@@ -324,6 +324,13 @@ def _file_name(text: str) -> str:
     return name if name not in ("", "..", "~") else "folder"
 
 
+def check_text(text: str, what: str) -> None:
+    """Raise ProfileError where a text that is to stand in a profile holds a path."""
+    if found := _ABSOLUTE.search(text):
+        path = text[found.start() : found.start() + 60]
+        raise ProfileError(f"a profile may hold no path, and {what} has one: '{path}'. Leave it out.")
+
+
 def _check_manifest(value: Any, where: str = "manifest") -> None:
     """Refuse paths and numbers that JSON cannot hold."""
     if isinstance(value, dict):
@@ -334,9 +341,7 @@ def _check_manifest(value: Any, where: str = "manifest") -> None:
         for item in value:
             _check_manifest(item, where)
     elif isinstance(value, str):
-        if found := _ABSOLUTE.search(value):
-            path = value[found.start() : found.start() + 60]
-            raise ProfileError(f"a profile may hold no path, and {where} has one: '{path}'. Leave it out.")
+        check_text(value, where)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ProfileError(f"{where} of the profile is not a finite number: the fit went wrong. Fit again with a smaller optim.lr.")
@@ -459,7 +464,7 @@ def _list(output: Path) -> int:
         except ProfileError:
             print(f"{folder.name:<{width}}  {versions(folder)[-1].name:<6}  no complete profile")
             continue
-        opened = sum(values["gate"] > 0 for values in m["per_au"].values())
+        opened = sum(values["gate"] > 0.5 for values in m["per_au"].values())
         version = profile.parent.name if profile.name == "profile" else "-"
         base, adapter = m["base"]["name"], m["adapter"]["name"] or "-"
         print(f"{folder.name:<{width}}  {version:<6}  {m['created'][:10]:<10}  {base:<12}  {adapter:<8}  {opened}/{len(m['aus'])}")

@@ -40,8 +40,8 @@ def write_report(path: str | Path, data: Mapping[str, Any]) -> Path:
     * ``neutral``: {'confidence': 0-1, 'frames': int, 'text': str, and any other label -> value}.
     * ``coverage``: {'yaw_deg': bin edges (Y+1), 'pitch_deg': bin edges (P+1), 'counts': (P, Y) frames, 'aus': {'AU06': {'frames': int where
       it shows, 'max': 0-5}}, 'lacks': list of str}.
-    * ``aus``: list of {'au': 'AU06', 'gate': 0-1, 'evidence': str or float, 'trust', 'threshold', 'offset': float, 'base': {metric:
-      float}, 'personal': {metric: float}}; metrics in which less is better are 'mae', 'mse' and 'rmse'.
+    * ``aus``: list of {'au': 'AU06', 'gate': 0-1, 'evidence': {what was heard: float}, 'trust', 'threshold', 'offset': float, 'base':
+      {metric: float}, 'personal': {metric: float}}; metrics in which less is better are 'mae', 'mse' and 'rmse'.
     * ``tables``: list of {'title': str, 'note': str, 'columns': list of str, 'rows': list of lists}, e.g. base against simple calibrations.
     * ``curves``: panel -> series -> list of (step, value), e.g. {'loss': {'train': [...], 'held-out': [...]}}.
     * ``traces``: {'time': (T,) s, 'base': {'AU06': (T,)}, 'personal': {...}, 'labels': {...},
@@ -118,10 +118,12 @@ def collect(run: str | Path) -> dict[str, Any]:
     source = metrics["report"] if isinstance(metrics.get("report"), dict) else metrics
     data = {key: source[key] for key in KEYS if key in source and key != "samples"}
     if not data.get("curves"):
-        data["curves"] = read_curves(sorted((run / "logs").glob("metrics*.csv")))
+        # metrics-1.csv, metrics-2.csv, ... and last metrics.csv
+        logs = (run / "logs").glob("metrics*.csv")
+        data["curves"] = read_curves(sorted(logs, key=lambda p: int(p.stem.partition("-")[2] or 10**9)))
     pictures = sorted(p for p in (run / "samples").rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     # samples/ holds what the generator made, never frames of the clip.
-    data["samples"] = [{"image": p, "label": p.stem.replace("_", " "), "synthetic": True} for p in pictures[:MAX_SAMPLES]]
+    data["samples"] = [{"image": p, "label": _caption(p), "synthetic": True} for p in pictures[:MAX_SAMPLES]]
     try:
         manifest = read_manifest(find_profile(run))
     except ProfileError:
@@ -138,23 +140,45 @@ def collect(run: str | Path) -> dict[str, Any]:
 
 
 def read_curves(files: Sequence[Path]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Panels of :func:`write_report`'s ``curves`` from Lightning's CSV logs: column 'train/loss' is series 'train' of panel 'loss'."""
+    """Panels of :func:`write_report`'s ``curves`` from Lightning's CSV logs: column 'train/loss' is series 'train' of panel 'loss'.
+
+    files: in the order in which they were written, each of a round or of a part of one. A round counts its steps from 0: here they go on.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    offset, last = 0.0, -1.0
     for file in files:
         with open(file, newline="", encoding="utf-8") as opened:
-            for row in csv.DictReader(opened):
-                for key, cell in row.items():
-                    if not key or key in ("step", "epoch") or not cell or not row.get("step"):
-                        continue
-                    try:
-                        point = (float(row["step"]), float(cell))
-                    except ValueError:
-                        continue
-                    series, _, panel = key.partition("/")
-                    panel, series = (panel, series) if panel else (key, "train")
-                    found.setdefault(panel, {}).setdefault(series, []).append(point)
+            rows = [row for row in csv.DictReader(opened) if (row.get("step") or "").isdigit()]
+        if not rows:
+            continue
+        steps = [float(row["step"]) for row in rows]
+        if last >= max(steps):  # another round
+            offset += last + 1
+        else:  # a round begins, or goes on after an interruption: what was trained twice counts once
+            for points in (p for panel in found.values() for p in panel.values()):
+                points[:] = [point for point in points if point[0] < offset + min(steps)]
+        last = max(steps)
+        for row in rows:
+            for key, cell in row.items():
+                if not key or key in ("step", "epoch") or not cell:
+                    continue
+                try:
+                    point = (offset + float(row["step"]), float(cell))
+                except ValueError:
+                    continue
+                series, _, panel = key.partition("/")
+                panel, series = (panel, series) if panel else (key, "train")
+                found.setdefault(panel, {}).setdefault(series, []).append(point)
     curves = {panel: {s: sorted(p) for s, p in series.items() if len(p) > 1} for panel, series in found.items()}
     return {panel: series for panel, series in curves.items() if series}
+
+
+def _caption(picture: Path) -> str:
+    """What a generated picture says it shows, else its name."""
+    from PIL import Image
+
+    with Image.open(picture) as opened:
+        return str(opened.info.get("caption") or picture.stem.replace("_", " "))
 
 
 # --- small pieces -------------------------------------------------------------------------------------------------------------------
@@ -453,9 +477,10 @@ _LESS = {"mae", "mse", "rmse"}
 
 def _aus(rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = list(dict.fromkeys(m for row in rows for kind in ("base", "personal") for m in (row.get(kind) or {})))
-    extra = [key for key in ("evidence", "trust", "threshold", "offset") if any(row.get(key) is not None for row in rows)]
-    head = ["AU", "", "gate", *extra]
-    numeric = [False, False, False, *(key != "evidence" or all(not isinstance(r.get("evidence"), str) for r in rows) for key in extra)]
+    heard = list(dict.fromkeys(name for row in rows for name in (row.get("evidence") or {})))
+    extra = [key for key in ("trust", "threshold", "offset") if any(row.get(key) is not None for row in rows)]
+    head = ["AU", "", "gate", *(_e(name) for name in heard), *extra]
+    numeric = [False, False, False, *(True for _ in [*heard, *extra])]
     for metric in metrics:
         head += [f"{_e(metric.upper())}<br>base", f"{_e(metric.upper())}<br>personal", "change"]
         numeric += [True, True, True]
@@ -463,6 +488,7 @@ def _aus(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         au = str(row.get("au", ""))
         cells = [f"<b>{_e(au)}</b>", _e(_au_name(au)), _bar(row.get("gate"), _number(row.get("gate")), f"{au} gate")]
+        cells += [_number((row.get("evidence") or {}).get(name)) for name in heard]
         for key in extra:
             value = row.get(key)
             cells.append(_number(value, sign=True) if key == "offset" and isinstance(value, (int, float)) else _text(value))
@@ -551,8 +577,9 @@ def _page(data: Mapping[str, Any]) -> str:
         _section(
             "Action Units",
             _aus(data["aus"]) if data.get("aus") else "",
-            "Gate: the share of the personal reading in the result, opened only as far as this clip gives evidence; "
-            "0 leaves the base as it is.",
+            "Gate: the share of the personal reading in the result; 0 leaves the base as it is. It opens where the AU rests in the neutral "
+            "and knowing the neutral is known to help the base, unless the readings disagree on an AU that moves, or training went wrong "
+            "(a gain below -1). Labels, where there are enough, decide alone.",
         )
     )
     for table in data.get("tables") or ():

@@ -343,14 +343,6 @@ def no_face(name: str) -> str:
     return f"no face found in {name}: give one where a face is at least 40 pixels wide, lit and mostly turned to the camera"
 
 
-def select_identity(observations: Iterable[Observation], face: int | None = None, name: str = "the input") -> int:
-    """The track to take from observations of many people: ``face`` where given, else the largest and longest. Raises InputError."""
-    survey = Survey()
-    for seen in observations:
-        survey.add([seen])
-    return survey.identity(face, name)
-
-
 def observe(
     media: Media, tracker: Tracker, all_faces: bool = True, survey: Survey | None = None
 ) -> Iterator[tuple[Frame, list[Observation]]]:

@@ -82,7 +82,10 @@ class Base:
 
 
 def load_base(name: str = SHIPPED) -> Base:
-    """The shipped base model, or one at a path (NAME.safetensors with NAME.json beside it). Raises ProfileError in one line."""
+    """The shipped base model, or one at a path: NAME.safetensors with NAME.json beside it, or the folder NAME that both are in.
+
+    Raises ProfileError in one line.
+    """
     name = SHIPPED if name == "base" else name
     try:
         if name == SHIPPED:
@@ -90,7 +93,8 @@ def load_base(name: str = SHIPPED) -> Base:
             blob = folder.joinpath(f"{name}.safetensors").read_bytes()
             card = json.loads(folder.joinpath(f"{name}.json").read_text())
         else:
-            path = Path(name).with_suffix(".safetensors")
+            path = Path(name)
+            path = (path / path.resolve().name if path.is_dir() else path).with_suffix(".safetensors")
             if not path.is_file():
                 raise ProfileError(f"no base model at {path}: give 'base-s', or the path that 'personalize base fit --output' wrote.")
             blob, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())

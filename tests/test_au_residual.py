@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -244,6 +245,37 @@ def test_tuning_brings_pictures_nearer_to_the_person_in_motion() -> None:
     before = error(both, 0)
     assert error(both, 20) < 0.99 * before
     assert error(calm, 20) == pytest.approx(error(calm, 0), abs=1e-9)
+
+
+def test_larger_pictures_are_tuned_at_the_networks_own_size() -> None:
+    """Views of 240 pixels, as a composite has them, beside those of 160: the same weights, nearly."""
+    aus = np.zeros((10, K), np.float32)
+    aus[:, AU17] = np.linspace(3, 5, 10)
+    tuned = []
+    for size in (SIDE, 240):
+        calm, moved = identity(), filmed(aus)
+        person = Identity(calm.name, [*calm.observations, *moved], np.concatenate([calm.intensity, aus]), calm.neutral, calm.size)
+        for o in person.observations:
+            assert o.view is not None and o.view_to_frame is not None
+            o.view = cv2.resize(o.view, (size, size), interpolation=cv2.INTER_LINEAR)
+            step = SIDE / size  # of the smaller view's pixels, whose middles are whole numbers
+            o.view_to_frame = o.view_to_frame @ np.array([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2], [0, 0, 1]])
+        generator = AuResidual(size, gain_spread=0.0, tune_steps=8)
+        generator.prepare(person, 0)
+        tuned.append(torch.cat([p.flatten() for p in generator._net.parameters()]))
+    start = torch.cat([p.flatten() for p in load_net(WEIGHTS).parameters()])
+    assert (tuned[0] - tuned[1]).norm() < 0.7 * (tuned[0] - start).norm()
+
+
+def test_where_nothing_can_be_warped_there_is_no_picture() -> None:
+    """68 points are no mesh: every request is answered with None, at any size."""
+    person = identity()
+    for o in person.observations:
+        o.image_landmarks = o.image_landmarks[:68]
+    for size in (SIDE, 240):
+        generator = AuResidual(size)
+        generator.prepare(person, 0)
+        assert generator.generate([Request({6: 4.0}, (0.0, 0.0, 0.0), 0)]) == [None]
 
 
 def test_unreadable_weights_are_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +276,32 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, com
     whole, resumed = (load_file(tmp_path / f / "b" / "b.safetensors") for f in ("whole", "broken"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert not (broken / "work").exists()
+
+
+def test_two_ranks_train_one_model(tmp_path: Path) -> None:
+    """On two processes, as a user starts them: one table, one card, and weights that both ranks' pictures moved."""
+    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    words = [*SMALL_ONE, "world.train_people=4", "trainer.devices=2", "trainer.accelerator=cpu", "--output", "b"]
+    call = [str(Path(sys.executable).with_name("personalize")), "base", "fit", *words]
+    done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wrote b/b.safetensors") == 1 and not (tmp_path / "b" / "work").exists()
+    assert load_base(str(tmp_path / "b")).name == "b", "the folder is enough"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--output", "x/base"], "--output: a model called 'base' would be taken for the shipped one; give its folder another name."),
+        (["--recipe", "default"], "recipe default is of kind 'fit', and this command takes one of kind 'base', as base is."),
+    ],
+)
+def test_refused_before_anything_is_made(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = command("base", "fit", *words)
+    assert said.code == 2 and said.err == [f"error: {line}"] and not list(tmp_path.iterdir())
 
 
 def test_readout_is_half_of_the_quantile_map() -> None:

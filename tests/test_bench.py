@@ -241,7 +241,7 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from personalize.profile import Profile
 
     fitted: list[str] = []
-    base = SimpleNamespace(name="base", sha256="0" * 64, thresholds=np.full(K, 1.5, np.float32), net=None)
+    base = SimpleNamespace(name="base", sha256="0" * 64, thresholds=np.full(K, 1.5, np.float32), net=None, card={})
     base.thresholds_with = lambda known: np.full(K, 1.5 - 0.25 * known, np.float32)
 
     def truth_of(clip: Clip) -> np.ndarray:
@@ -361,6 +361,7 @@ def test_command_writes_everything_and_resumes(
         ({"seed": 901}, "--seed must be at most 900, not 901."),
         ({"generators": "mesh_wrap"}, "Did you mean 'mesh_warp'?"),
         ({"overrides": ["optim.lrr=1"]}, "lrr"),
+        ({"overrides": ["trainer.devices=2"]}, "bench trains on one device: leave trainer.devices at 1. personalize fit uses several."),
     ],
 )
 def test_mistakes_are_found_before_rendering(tmp_path: Path, small_bench: list[str], changes: dict, message: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from conftest import Clip, Said, expected_of
 from torch import Tensor
 
-from personalize import engine
+from personalize import __version__, engine
 from personalize.aus import AUS, COLUMNS
 from personalize.module import PersonalModule
 from personalize.profile import Profile
@@ -129,6 +129,9 @@ def test_what_is_written(unbroken: Path) -> None:
     assert profile.name == "her" and profile.adapter == "lora" and profile.delta
     assert profile.gate.shape == (K,) and profile.gate.min() >= 0 and profile.gate.max() <= 1
     assert profile.provenance["frames"] == 45 and profile.provenance["clip"] == "face.mp4"
+    assert profile.plugins["generators/mesh_warp"] == profile.plugins["regularizers/lwf"] == f"personalize {__version__}"
+    page = (unbroken / "report.html").read_text()
+    assert f"personalize {__version__}<" in page and f"--profile {unbroken.parent}<" in page and ">Training<" in page
     metrics = json.loads((unbroken / "metrics.json").read_text())
     assert metrics["gate"] == {c: pytest.approx(float(g), abs=1e-4) for c, g in zip(COLUMNS, profile.gate, strict=True)}
     with (unbroken / "logs" / "metrics.csv").open() as file:
@@ -402,6 +405,46 @@ def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path) -> N
     assert facts["samples trained on"] > 12, "labelled frames are trained on besides the generated ones"
 
 
+def test_everything_may_move(fit: Run, tmp_path: Path) -> None:
+    assert fit("--adapter", "full", "profile.max_mb=5", "optim.max_steps=2", "generator.samples=6").code == 0
+    assert sum(p.stat().st_size for p in (tmp_path / "runs/her/v1/profile").iterdir()) > 2e6
+    assert Profile.load(tmp_path / "runs/her/v1").adapter == "full"
+
+
+def test_what_later_fits_rehearse(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Her generated samples, once, whoever fits again; no frame of the clip. A buffer that cannot be written costs no profile."""
+    words = ["buffer.shared=true", "optim.max_steps=1", "generator.samples=30"]
+    monkeypatch.setattr(engine, "SHARED", 7)
+    generated: list[Tensor] = []
+    remember = engine.Session._remember
+    monkeypatch.setattr(
+        engine.Session,
+        "_remember",
+        lambda s: generated.append(engine.Samples.load(s.work / "samples-0.safetensors").tensors["crop"]) or remember(s),
+    )
+    for _ in range(2):
+        assert fit(*words).code == 0
+    buffer = engine.registry.create("buffers", "balanced", {"capacity": 32})
+    buffer.load(tmp_path / "runs" / "buffer.safetensors")
+    assert buffer.seen["her"] == 7 and 0 < buffer.people()["her"] <= 7 and set(buffer.people()) == {"base", "her"}
+    state = buffer.state_dict()
+    crops = dict(zip(state["fields"]["crop.slots"].tolist(), state["fields"]["crop"], strict=True))
+    there = {crop.numpy().tobytes() for crop in generated[0]}
+    assert all(crops[i].numpy().tobytes() in there for i, owner in enumerate(state["owners"]) if owner == "her")
+    monkeypatch.setattr(engine.ReplayBuffer, "save", _full_disk)
+    said = fit(*words)
+    assert said.code == 0 and Profile.load(tmp_path / "runs/her/v3").delta is not None
+    problem = "[Errno 28] No space left on device: 'profile.safetensors'"
+    assert f"later fits cannot rehearse this person, buffer.safetensors is left as it was: {problem}" in warned(said)
+
+
+@pytest.mark.parametrize(
+    ("clip", "name"), [("a/José.mp4", "Jose"), ("видео.mp4", "person"), ("x" * 70 + ".mp4", "x" * 64), ("my clip(2).mov", "my_clip_2")]
+)
+def test_a_name_is_made_of_the_clips(clip: str, name: str) -> None:
+    assert engine.check_name(engine._name_of(clip)) == name
+
+
 def test_one_photograph(face_photo: Path, fit: Run, tmp_path: Path) -> None:
     said = fit("optim.max_steps=2", clip=face_photo)
     assert said.code == 0, said.err
@@ -468,6 +511,12 @@ def test_batches_that_are_gathered_into_a_step(fit: Run, monkeypatch: pytest.Mon
         (["--name", "../x"], None),
         (["--face", "4"], None),
         (["--labels", "none.csv"], "no such label file: 'none.csv'."),
+        (["--recipe", "base"], "recipe base is of kind 'base', and this command takes one of kind 'fit', as default is."),
+        (["--consent", "signed: /data/anna.pdf"], "a profile may hold no path, and --consent has one: '/data/anna.pdf'. Leave it out."),
+        (
+            ["--adapter", "full"],
+            "with adapter full the profile takes some 4.0 MB, more than profile.max_mb=2: raise that, or take a smaller adapter (lora).",
+        ),
     ],
 )
 def test_refused_in_one_line_and_nothing_left(fit: Run, tmp_path: Path, words: list[str], line: str | None) -> None:

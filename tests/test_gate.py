@@ -110,6 +110,7 @@ def test_witnesses_against_scipy() -> None:
     rng = np.random.default_rng(1)
     frames = readings(rng)
     frames["base"][:, 2] = 1.0  # stands still: nothing to agree with
+    frames["personal"][:, 3] = 1.0  # misses all that the base sees: no agreement
     base, own, target = (rng.uniform(0, 5, (60, K)) for _ in range(3))
     known = rng.random((60, K)) < 0.5
     known[7:, 4] = False  # seven labels are too few
@@ -119,14 +120,14 @@ def test_witnesses_against_scipy() -> None:
         return float(pearsonr(frames[a][:, k], frames[b][:, k])[0])
 
     for k in range(K):
-        if k != 2:
+        if k not in (2, 3):
             assert said.agreement[k] == pytest.approx(r("personal", "base", k), abs=1e-9)
         if k != 4:
             rows = known[:, k]
             before, after = np.abs(base[rows, k] - target[rows, k]).mean(), np.abs(own[rows, k] - target[rows, k]).mean()
             assert said.gain[k] == pytest.approx((before - after) / before, abs=1e-9)
         assert said.moves[k] == pytest.approx(np.sqrt(np.mean((frames["base"][:, k] - frames["base"][:, k].mean()) ** 2)), abs=1e-9)
-    assert np.isnan(said.agreement[2]) and np.isnan(said.gain[4]) and np.isnan(said.labelled).all()
+    assert said.agreement[3] == 0 and np.isnan(said.agreement[2]) and np.isnan(said.gain[4]) and np.isnan(said.labelled).all()
     assert list(said.rows()) == list(COLUMNS)
     assert said.rows()[COLUMNS[1]]["gain"] == pytest.approx(said.gain[1])
 

@@ -463,6 +463,7 @@ def test_sheet_of_all_aus(command: Command, face_clip: Clip, tmp_path: Path) -> 
         (["--driver", "none.mp4"], "no such file: none.mp4"),
         (["--driver", "PHOTO"], "photo.png is no video: --driver takes a clip whose expressions are put onto the face."),
         (["--output", "PHOTO"], "PHOTO is a file: name a folder with --output."),
+        (["--recipe", "base"], "recipe base is of kind 'base', and this command takes one of kind 'fit', as default is."),
     ],
 )
 def test_refusals(command: Command, face_photo: Path, tmp_path: Path, words: list[str], message: str) -> None:

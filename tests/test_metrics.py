@@ -103,14 +103,6 @@ def test_best_threshold_against_trying_all(levels):
     assert metrics.f1(score, y, metrics.best_threshold(score, y)) == pytest.approx(best)
 
 
-def test_f1_best_never_looks_at_the_judged_frames():
-    tune, present = np.array([0.0, 1, 2, 3]), np.array([0, 0, 1, 1])
-    value, threshold = metrics.f1_best(np.array([0.0, 1.4, 1.6, 5.0]), np.array([1, 1, 0, 0]), tune, present)
-    assert threshold == 1.5 and value == 0.0
-    value, threshold = metrics.f1_best(np.array([0.0, 2.0]), np.array([0, 1]), tune, np.zeros(4))
-    assert np.isnan(value) and np.isnan(threshold)
-
-
 @pytest.mark.parametrize("name", ["icc31", "pcc", "ccc"])
 def test_a_constant_target_is_undefined_not_zero(name):
     metric = getattr(metrics, name)

@@ -75,7 +75,7 @@ def full() -> dict:
             {
                 "au": "AU06",
                 "gate": 0.5,
-                "evidence": "agreement",
+                "evidence": {"agreement": 0.93},
                 "threshold": 1.25,
                 "offset": -0.3,
                 "base": {"icc": 0.5, "mae": 0.4},
@@ -186,7 +186,7 @@ def test_every_text_is_escaped(tmp_path):
     data["provenance"] = {EVIL: EVIL}
     data["recipe"] = {EVIL: EVIL}
     data["traces"] = {"time": [0, 1], "base": {EVIL: [1, 2]}, "personal": {EVIL: [1, 3]}}
-    data["aus"] = [{"au": EVIL, "gate": 0.5, "evidence": EVIL, "base": {EVIL: 1.0}, "personal": {EVIL: 2.0}}]
+    data["aus"] = [{"au": EVIL, "gate": 0.5, "evidence": {EVIL: 1.0}, "base": {EVIL: 1.0}, "personal": {EVIL: 2.0}}]
     checker, text = page(tmp_path, data)
     assert "<script" not in text and not checker.all("script")
     assert checker.text.count("alert('x')") >= 20
@@ -250,6 +250,16 @@ def test_curves_from_lightnings_csv(tmp_path):
     assert read_curves([tmp_path / "metrics-1.csv", tmp_path / "metrics.csv"]) == {
         "loss": {"train": [(0, 2.0), (1, 1.5), (2, 1.0)], "val": [(1, 1.8), (3, 1.2)]}
     }
+
+
+def test_rounds_follow_each_other_and_nothing_counts_twice(tmp_path):
+    """Round 1 killed after step 29 and resumed from 20, round 2 killed before its first checkpoint and begun again."""
+    files = []
+    for steps in (range(0, 30, 10), range(20, 50, 10), range(0, 20, 10), range(0, 50, 10)):
+        files.append(tmp_path / f"{len(files)}.csv")
+        files[-1].write_text("step,train/loss\n" + "".join(f"{s},{len(files)}\n" for s in steps))
+    found = read_curves(files)["loss"]["train"]
+    assert found == [*((s, 1) for s in (0, 10)), *((s, 2) for s in (20, 30, 40)), *((s, 4) for s in range(41, 91, 10))]
 
 
 def test_report_command_renders_a_run_again(tmp_path, capsys):

@@ -134,8 +134,6 @@ def test_identity_is_largest_and_longest_or_the_one_asked_for() -> None:
         survey.identity(7, "clip.mp4")
     lines = survey.warnings(Clip(50))
     assert len(lines) == 1 and lines[0].startswith("clip.mp4 shows 2 people: took face 1, the largest and longest; choose with --face")
-    flat = [o for seen in run(small + both) for o in seen]
-    assert tracks.select_identity(flat) == 1
     assert {o.face_id for seen in run(small + both, all_faces=False) for o in seen[:1]} == {0, 1} and all(
         len(s) == 1 for s in run(small + both, all_faces=False)
     )
@@ -154,7 +152,7 @@ def test_late_face_and_no_face() -> None:
         == "no face found in clip.mp4: give one where a face is at least 40 pixels wide, lit and mostly turned to the camera"
     )
     with pytest.raises(InputError, match="^no face found in x: "):
-        tracks.select_identity([], name="x")
+        tracks.Survey().identity(name="x")
 
 
 def test_stills_number_people_by_size() -> None:

@@ -17,7 +17,7 @@ _KEY = "lora/"
 
 
 class LoRA(Adapter):
-    """Low-rank changes of the projections, fuse and head: plastic, and a profile of some hundred kilobytes.
+    """Low-rank changes of the projections, fuse and head: plastic, and a profile of less than a hundred kilobytes.
 
     A weight W becomes W + alpha/rank * B A; W is frozen, B starts at zero (Hu et al., 2022, eq. 3).
 

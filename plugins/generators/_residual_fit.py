@@ -223,6 +223,7 @@ class ResidualModule(L.LightningModule):
         super().__init__()
         self.net, self.lr, self.weight_decay, self.validation = net, lr, weight_decay, validation
         self.average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+        self.average.requires_grad_(False)  # no gradient reaches it, which ranks would wait for
         self.started = time.time()
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
@@ -260,8 +261,9 @@ def judge(net: ResidualNet, pairs: Pairs, limit: int | None = None) -> dict[str,
     """By the AU that changes most, and 'mean': mean absolute 'error' (0-1) where AUs change something, and how much 'texture' there is of
     what there should be; both of the guides too."""
     rows: dict[str, list[tuple[float, ...]]] = {}
+    device = next(net.parameters()).device
     for start in range(0, min(len(pairs), limit or len(pairs)), 16):
-        batch = pairs.__getitems__(list(range(start, min(start + 16, len(pairs)))))
+        batch = {k: v.to(device) for k, v in pairs.__getitems__(list(range(start, min(start + 16, len(pairs))))).items()}
         made = correct(batch["guide"], net(*(batch[k] for k in ("guide", "ratio", "changes", "maps", "said"))))
         weight = F.interpolate(batch["changes"].abs().sum(1, keepdim=True).clamp(0, 1), (SIDE, SIDE), mode="bilinear", align_corners=False)
         off = [(weight * (x - batch["target"]).abs().mean(1, keepdim=True)).sum((1, 2, 3)) for x in (made, batch["guide"])]
@@ -295,6 +297,9 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     trainer.fit(module, loader)
     net: ResidualNet = module.average.module.eval()  # type: ignore[assignment]
     name = recipe["generator"]["name"]
+    path = folder / f"{name}.safetensors"
+    if trainer.global_rank:  # the first one measures and writes
+        return path
     card = {
         "name": name,
         "personalize": __version__,
@@ -307,7 +312,6 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
         "validation": judge(net, validation),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.safetensors"
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return path

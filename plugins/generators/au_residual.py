@@ -1,4 +1,4 @@
-"""mesh_warp's pictures, corrected by a network that was trained on the synthetic world; the default.
+"""mesh_warp's pictures, corrected by a network that was trained on the synthetic world.
 
 Skin that bulges, folds and shines is more than a formula: the network (``_residual``) adds what pixels do beside moving, AU by AU, inside
 each AU's support and in proportion to its change. It needs no training for a person, so that one photograph is enough, and can be tuned to
@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -104,6 +105,8 @@ class AuResidual(MeshWarp):
         super().prepare(identity, seed)
         self._net = load_net(self.weights)
         self._small_sources: dict[int, _Source] = {}
+        if not self._sources:  # nothing to warp
+            return
         if self.size != _residual.SIDE:
             # The network's view of the same frames.
             self._small = MeshWarp(_residual.SIDE, shading=self.shading)
@@ -178,7 +181,8 @@ class AuResidual(MeshWarp):
             view = identity.observations[i].view
             assert view is not None
             inputs.append(batch)
-            targets.append(torch.from_numpy(view.transpose(2, 0, 1).astype(np.float32) / 255))
+            seen = cv2.resize(view, (_residual.SIDE, _residual.SIDE), interpolation=cv2.INTER_AREA)
+            targets.append(torch.from_numpy(seen.transpose(2, 0, 1).astype(np.float32) / 255))
         net = _residual.ResidualNet(**self._net.config)  # type: ignore[arg-type]
         net.load_state_dict(self._net.state_dict())
         moving = {n: p for n, p in net.named_parameters() if "film" in n or n.startswith(("up1", "heads", "detail"))}

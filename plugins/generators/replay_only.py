@@ -9,7 +9,7 @@ from personalize.identity import Identity
 class ReplayOnly(Generator):
     """Generates nothing: every request is answered with None.
 
-    The baseline that any generator has to beat: the person's own frames, with the base model's reading or the user's labels, nothing else.
+    The baseline that any generator has to beat: the person's own calm frames and the user's labels, nothing else.
     """
 
     def __init__(self) -> None:
