@@ -17,15 +17,17 @@ from personalize.synth.scene import Scene
 from personalize.synth.world import World
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "synthetic-world.jpg"
-COLUMNS: tuple[tuple[int, ...], ...] = ((), (6,), (12,), (6, 12), (17,), (15,), (4,), (9,), (1, 2), (43,), (26,))
+COLUMNS: tuple[tuple[int, ...], ...] = ((), (6,), (12,), (6, 12), (6, 12, 25), (17,), (15,), (4,), (9,), (1, 2), (43,))
 LIMIT = 400_000
 """Bytes that a picture in the repository may have."""
 CAPTION = 18
 
 
 def portrait(seed: int) -> Scene:
-    """Some light and background, the camera close and straight ahead."""
+    """Some light, but white, and some background, the camera close and straight ahead."""
     scene = Scene.sample(np.random.default_rng([seed, 7100]))
+    for light in ("key_colour", "fill_colour", "above", "below"):
+        setattr(scene, light, np.full(3, np.mean(getattr(scene, light))))
     scene.distance, scene.face_share, scene.offset = 700.0, 0.74, np.zeros(2)
     return scene
 
@@ -40,8 +42,10 @@ def faces(world: World, index: int, columns: tuple[tuple[int, ...], ...]) -> np.
         aus[row, [AUS.index(au) for au in wanted if au not in (25, 26)]] = 5
         # The two AUs that are measured rather than driven: the lips part, the jaw drops.
         extra[row, names.index("jawOpen")] = 0.7 * (26 in wanted)
+        smile = 0.6 if 12 in wanted else 0.0  # shows the upper teeth
         extra[row, [i for i, n in enumerate(names) if n.startswith("mouthLowerDown")]] = 0.35 * (25 in wanted)
-        extra[row, [i for i, n in enumerate(names) if n.startswith("mouthUpperUp")]] = 0.2 * (25 in wanted)
+        extra[row, [i for i, n in enumerate(names) if n.startswith("mouthUpperUp")]] = (0.2 + smile) * (25 in wanted)
+        extra[row, names.index("mouthClose")] = -0.35 * (25 in wanted and smile > 0)
     scene = portrait(index)
     nothing = np.zeros((len(columns), 3), np.float32)
     return next(world.render(person, aus, extra, nothing, nothing[:, :2], [scene], batch=len(columns))).images
@@ -79,7 +83,7 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path, nargs="?", default=OUTPUT)
     parser.add_argument("--people", type=int, default=5)
     parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--all", action="store_true", help="a column for every AU instead of the usual eleven")
+    parser.add_argument("--all", action="store_true", help="a column for every AU instead of the usual ones")
     a = parser.parse_args()
     drawn = sheet(a.people, a.size, ((), *((au,) for au in AUS)) if a.all else COLUMNS)
     print(f"wrote {a.output.name}: {drawn.width} x {drawn.height}, {save(drawn, a.output) / 1e3:.0f} kB")
