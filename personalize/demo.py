@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     support, query = clips_of(args.seed)
-    ui.info("1/4 filming a person nobody has seen: 12 s to learn from, 10 s of another day to be read")
+    ui.info("1/4 filming a person nobody has seen: 20 s to learn from, 10 s of another day to be read")
     store = folder / "clips"
     film((support, query), store, args)
     ui.info("2/4 personalize fit: learning the person from the first clip")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def clips_of(seed: int) -> tuple[Clip, Clip]:
     """The support and the query clip of demo person ``seed``."""
     return (
-        Clip("demo", seed, 0, 12.0, liveliness=0.6, size=_SIZE),
+        Clip("demo", seed, 0, 20.0, liveliness=0.6, size=_SIZE),
         Clip("demo", seed, 1, 10.0, liveliness=1.5, size=_SIZE),
     )
 
@@ -132,9 +132,22 @@ def table_rows(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray)
 def show(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray, note: str) -> None:
     """The table on stdout."""
     columns = ["AU", "", "truth up to", "ICC base", "ICC personal", "MAE base", "MAE personal"]
-    ui.table(f"Base beside personalised, against the truth: {note}", columns, table_rows(before, after, truth))
+    rows = table_rows(before, after, truth)
+    ui.table(f"Base beside personalised, against the truth: {note}", columns, rows)
     ui.info("ICC: agreement, 1 is perfect, higher is better. MAE: mean error on the scale of 0-5, lower is better.")
-    ui.info("One person is an anecdote; personalize bench measures the gain over many.")
+    ui.info(verdict(rows))
+
+
+def verdict(rows: list[list[Any]]) -> str:
+    """What the table says in a sentence, and that it is one person's. rows: of :func:`table_rows`."""
+    icc, personal_icc, mae, personal_mae = next(row[3:] for row in rows if row[0] == "mean")
+    good = [name for name, gain in (("ICC", personal_icc - icc), ("mean error", mae - personal_mae)) if gain > 0.005]
+    bad = [name for name, gain in (("ICC", icc - personal_icc), ("mean error", personal_mae - mae)) if gain > 0.005]
+    words = [f"{' and '.join(names)} {how}" for names, how in ((good, "better"), (bad, "worse")) if names] or ["nothing changed"]
+    return (
+        f"For this person, where AUs move: {', '.join(words)}. One person is an anecdote: "
+        "docs/results.md has what was found over many, personalize bench measures it."
+    )
 
 
 # --- the picture ----------------------------------------------------------------------------------------------------------------------

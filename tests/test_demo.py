@@ -28,6 +28,20 @@ def still_life(frames: int = 30) -> np.ndarray:
     return truth
 
 
+@pytest.mark.parametrize(
+    ("means", "said"),
+    [
+        ([0.5, 0.6, 0.3, 0.2], "ICC and mean error better."),
+        ([0.5, 0.6, 0.3, 0.4], "ICC better, mean error worse."),
+        ([0.6, 0.5, 0.3, 0.302], "ICC worse."),
+        ([0.6, 0.602, 0.3, 0.3], "nothing changed."),
+    ],
+)
+def test_the_verdict_says_when_it_got_worse(means: list[float], said: str) -> None:
+    rows = [["AU06", "", 3.0, 0.1, 0.9, 0.9, 0.1], ["mean", "1 that move", None, *means], ["others", "", None, None, None, 0.1, 0.2]]
+    assert demo.verdict(rows).startswith(f"For this person, where AUs move: {said} One person is an anecdote: ")
+
+
 def test_table_holds_what_moves_and_the_error_of_the_rest() -> None:
     truth = still_life()
     rng = np.random.default_rng(0)
@@ -82,7 +96,7 @@ def test_picture(tmp_path: Path) -> None:
 def test_support_and_query_are_two_days_of_one_person() -> None:
     support, query = demo.clips_of(4)
     assert support.split == query.split == "demo" and support.person == query.person == 4
-    assert support.seed != query.seed and (support.seconds, query.seconds) == (12.0, 10.0)
+    assert support.seed != query.seed and (support.seconds, query.seconds) == (20.0, 10.0)
 
 
 @pytest.mark.slow
