@@ -24,7 +24,7 @@ _CONNECT_S = 20
 
 
 def loggers(run_dir: str | Path, recipe: Mapping[str, Any], name: str) -> list[Logger]:
-    """The Lightning loggers of a run: CSV into ``run_dir/logs/metrics.csv``, and W&B into ``run_dir/wandb`` unless it is off.
+    """The Lightning loggers of a run: CSV into ``run_dir/logs/metrics.csv``, and W&B into ``run_dir/logs/wandb`` unless it is off.
 
     recipe: resolved; ``recipe['tracking']`` holds 'wandb' (offline, online or off) and 'project'. name: of the identity.
     An online run without an account or network becomes an offline one, with a warning. An earlier ``metrics.csv`` of this run (resume) is
@@ -84,15 +84,15 @@ def _wandb(run_dir: Path, recipe: dict[str, Any], name: str, mode: str, project:
 
     from .profile import strip_paths
 
-    title = f"{name}-{run_dir.name}"
+    title, logs = f"{name}-{run_dir.name}", run_dir / "logs"
     if not _first_rank():  # Lightning asks only the first rank for a run
-        return WandbLogger(name=title, project=project, save_dir=run_dir, offline=True, log_model=False)
+        return WandbLogger(name=title, project=project, save_dir=logs, offline=True, log_model=False)
     logging.getLogger("wandb").setLevel(logging.ERROR)
     config = strip_paths(_plain(recipe))
     if mode == "online" and wandb.api.api_key is None:
         _warn("W&B is online, and nobody is logged in: logging offline. Run 'wandb login' first.")
         mode = "offline"
-    given = {"project": project, "name": title, "dir": run_dir, "config": config, "settings": _settings(wandb), "reinit": "create_new"}
+    given = {"project": project, "name": title, "dir": logs, "config": config, "settings": _settings(wandb), "reinit": "create_new"}
     run = None
     if mode == "online":
         try:
@@ -105,7 +105,7 @@ def _wandb(run_dir: Path, recipe: dict[str, Any], name: str, mode: str, project:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     # The run is made here: with offline=True Lightning would set WANDB_MODE for the rest of the process.
-    return WandbLogger(name=title, project=project, save_dir=run_dir, log_model=False, experiment=run)
+    return WandbLogger(name=title, project=project, save_dir=logs, log_model=False, experiment=run)
 
 
 def _settings(wandb: Any) -> Any:

@@ -477,7 +477,7 @@ def test_wandb_offline_and_trainer_flags(fit: Run, tmp_path: Path, monkeypatch: 
     ]
     said = fit("tracking.wandb=offline", "tracking.project=faces", "optim.max_steps=4", *flags)
     assert said.code == 0, said.err
-    assert "wandb sync runs/her/v1/wandb/offline-run-" in said.out
+    assert "wandb sync runs/her/v1/logs/wandb/offline-run-" in said.out
     assert given["limit_train_batches"] == 2 and given["gradient_clip_val"] == 0.3
     assert given["enable_model_summary"] is True and given["deterministic"] is True and given["log_every_n_steps"] == 1
     with (tmp_path / "runs/her/v1/logs/metrics.csv").open() as file:

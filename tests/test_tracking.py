@@ -58,7 +58,7 @@ def test_offline_is_written_without_network_account_or_noise(run, monkeypatch, c
     command = finish(found)
     captured = capfd.readouterr()
     assert command is not None and captured.out == f"To upload this run to Weights & Biases: {command}\n" and captured.err == ""
-    [folder] = (run / "wandb").glob("offline-run-*")
+    [folder] = (run / "logs" / "wandb").glob("offline-run-*")
     assert command == f"wandb sync {os.path.relpath(folder)}"
     [file] = folder.glob("*.wandb")
     data, deadline = file.read_bytes(), time.monotonic() + 10
@@ -67,7 +67,7 @@ def test_offline_is_written_without_network_account_or_noise(run, monkeypatch, c
         data = file.read_bytes()
     for wanted in (b"train/loss", b"anna-v2", b"me.mp4", b'"rank":4'):
         assert wanted in data
-    assert not [p for p in (run / "wandb").rglob("*") if p.is_file() and b"/home/secret" in p.read_bytes()]
+    assert not [p for p in (run / "logs" / "wandb").rglob("*") if p.is_file() and b"/home/secret" in p.read_bytes()]
     assert finish(found) is None  # twice is harmless
     assert os.environ.get("WANDB_MODE") == before.get("WANDB_MODE")
 
