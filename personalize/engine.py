@@ -676,7 +676,7 @@ def _say(result: FitResult) -> None:
     gate = result.profile.gate
     rows = [[c, float(gate[k]), *(result.heard[c].values())] for k, c in enumerate(COLUMNS)]
     ui.table("Gates, and what they were decided on", ["AU", "gate", *result.heard[COLUMNS[0]]], rows)
-    if gate.max() < 0.05:
+    if gate.max() < 0.05 and result.profile.offsets.max() < 0.05:
         ui.warn("no gate opened: with this profile everything is read as the base reads it")
     run = result.run_dir
     ui.info(f"profile: {run / 'profile'}; report: {run / 'report.html'}")
