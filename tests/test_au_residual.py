@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -254,8 +255,9 @@ def test_larger_pictures_are_tuned_at_the_networks_own_size() -> None:
     tuned = []
     for size in (SIDE, 240):
         calm, moved = identity(), filmed(aus)
-        person = Identity(calm.name, [*calm.observations, *moved], np.concatenate([calm.intensity, aus]), calm.neutral, calm.size)
-        for o in person.observations:
+        seen = [replace(o) for o in (*calm.observations, *moved)]
+        person = Identity(calm.name, seen, np.concatenate([calm.intensity, aus]), calm.neutral, calm.size)
+        for o in seen:
             assert o.view is not None and o.view_to_frame is not None
             o.view = cv2.resize(o.view, (size, size), interpolation=cv2.INTER_LINEAR)
             step = SIDE / size  # of the smaller view's pixels, whose middles are whole numbers
@@ -270,8 +272,7 @@ def test_larger_pictures_are_tuned_at_the_networks_own_size() -> None:
 def test_where_nothing_can_be_warped_there_is_no_picture() -> None:
     """68 points are no mesh: every request is answered with None, at any size."""
     person = identity()
-    for o in person.observations:
-        o.image_landmarks = o.image_landmarks[:68]
+    person = replace(person, observations=[replace(o, image_landmarks=o.image_landmarks[:68]) for o in person.observations])
     for size in (SIDE, 240):
         generator = AuResidual(size)
         generator.prepare(person, 0)

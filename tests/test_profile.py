@@ -341,7 +341,9 @@ def test_list_and_show(tmp_path, capsys):
     identities_command(args("list", tmp_path))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["name", "anna", "ben"]
-    assert lines[1].split()[1] == "v2" and lines[1].split()[-1] == "22/22" and "no complete profile" in lines[2]
+    opened = int((make().gate > 0.5).sum())  # read mostly by the personal model
+    assert 0 < opened < 22
+    assert lines[1].split()[1] == "v2" and lines[1].split()[-1] == f"{opened}/22" and "no complete profile" in lines[2]
     identities_command(args("show", tmp_path, "anna"))
     out = capsys.readouterr().out
     assert "clip: talking.mp4" in out and "lora" in out and "AU06" in out and "and/or their guardian" in out
