@@ -162,8 +162,7 @@ def read_renders(net: AUNet, data: dict[str, np.ndarray], mode: str = "fused", w
         has_neutral = torch.tensor([int(p) in first for p in data["person"]], device=device)
         own = torch.tensor([first.get(int(p), 0) for p in data["person"]])
         neutral = {"crop": looks[own], "landmarks": points[own]}
-    flags = (torch.full((n,), mode != branch, device=device) for branch in ("crop", "landmarks"))
-    has_landmarks, has_crop = flags
+    has_landmarks, has_crop = (torch.full((n,), mode != other, device=device) for other in ("crop", "landmarks"))
     return net.answer(looks, points, has_landmarks, neutral, has_neutral, has_crop)["intensity"].cpu().numpy()
 
 
@@ -206,13 +205,21 @@ def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
     return np.array(best, np.float32)
 
 
+def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
+    """Write a training's checkpoint whole or not at all; called on every rank, as Lightning wants it."""
+    temporary = path.with_suffix(".part")
+    trainer.save_checkpoint(temporary)
+    if trainer.is_global_zero:
+        temporary.replace(path)
+
+
 class _Epochs(L.Callback):
     """After each epoch: a checkpoint, whole or not at all, and now and then a line on how the average of the weights reads."""
 
     def __init__(self, validation: dict[str, np.ndarray], checkpoint: Path) -> None:
         # A part of them is enough to watch by; the card reports all.
         self.validation, self.checkpoint = {k: v[:400] for k, v in validation.items()}, checkpoint
-        self.start, self.before = time.time(), 0.0
+        self.before = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds that this stage took so far."""
@@ -225,11 +232,9 @@ class _Epochs(L.Callback):
         self.start, self.first = time.time(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        temporary = self.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(temporary)
+        save_checkpoint(trainer, self.checkpoint)
         if trainer.global_rank:
             return
-        temporary.replace(self.checkpoint)
         done, last = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
         if trainer.current_epoch % max(last // 6, 1):
             return

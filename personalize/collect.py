@@ -19,7 +19,7 @@ from .faces import Observation, Tracker
 from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable
 from .reader import Reader
-from .tracks import Survey, observe
+from .tracks import Survey, face_side, observe
 from .video import Media
 from .weights import Base
 
@@ -62,8 +62,7 @@ class Keeper:
     def add(self, observation: Observation, image: np.ndarray, scheme: str) -> None:
         """Keep a frame's face, with the wider view that generators work on, if it is one of those to keep."""
         who = observation.face_id
-        left, top, right, bottom = observation.box
-        self.weight[who] = self.weight.get(who, 0.0) + max(float((right - left) * (bottom - top)), 0.0) ** 0.5
+        self.weight[who] = self.weight.get(who, 0.0) + face_side(observation.box)
         if who not in self.people and not self._admit(who):
             return
         mine = [s for s, wanted in zip(self.people[who], self.sorts, strict=True) if wanted(observation)]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import __version__, gate, registry, tracking, ui
 from .aus import AUS, COLUMNS
-from .base import Base, load_base
+from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
 from .collect import Collected, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
@@ -185,9 +185,13 @@ class Session:
             )
             Image.fromarray(image).save(folder / f"{i:02d}_{caption.replace(' ', '_')}.png", pnginfo=info)
 
+    def _made(self, number: int) -> list[Samples]:
+        """The generated samples of each round up to one that has any."""
+        return [Samples.load(p) for i in range(number + 1) if (p := self.work / f"samples-{i}.safetensors").exists()]
+
     def samples(self, number: int) -> tuple[Samples, Samples | None]:
         """Training samples up to a round (generated, neutral frames, labelled frames), and the generated ones that are held out."""
-        generated = [Samples.load(p) for i in range(number + 1) if (p := self.work / f"samples-{i}.safetensors").exists()]
+        generated = self._made(number)
         parts, held = [], None
         if generated:
             whole = join(generated)
@@ -447,7 +451,7 @@ class Session:
     def _remember(self) -> None:
         """Put some of this person's generated samples into the buffer that later fits rehearse from, in place of what an earlier fit put
         there; ``identities forget`` takes them out. A profile that is written already is not lost for it."""
-        generated = [Samples.load(p) for i in range(len(self.rounds)) if (p := self.work / f"samples-{i}.safetensors").exists()]
+        generated = self._made(len(self.rounds) - 1)
         if not generated:
             return
         samples = join(generated)
@@ -528,14 +532,8 @@ class _Saver(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if step % CHECKPOINT_EVERY == 0 and self.saved < step < trainer.max_steps:
-            self._save(trainer)
+            save_checkpoint(trainer, self.path)
             self.saved = step
-
-    def _save(self, trainer: L.Trainer) -> None:
-        temporary = self.path.with_suffix(".part")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.path)
 
 
 def _step_of(checkpoint: Path) -> int:

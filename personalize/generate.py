@@ -363,8 +363,8 @@ def generate_command(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, "fit")
     if args.seed is not None:
         recipe["seed"] = args.seed
+    _check_output(Path(args.output))
     folder = Path(args.output).absolute()
-    _check_output(folder)
     if args.aus:
         parse_aus(args.aus)
     if args.pose:

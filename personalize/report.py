@@ -480,7 +480,7 @@ def _aus(rows: Sequence[Mapping[str, Any]]) -> str:
     heard = list(dict.fromkeys(name for row in rows for name in (row.get("evidence") or {})))
     extra = [key for key in ("trust", "threshold", "offset") if any(row.get(key) is not None for row in rows)]
     head = ["AU", "", "gate", *(_e(name) for name in heard), *extra]
-    numeric = [False, False, False, *(True for _ in [*heard, *extra])]
+    numeric = [False, False, False, *[True] * (len(heard) + len(extra))]
     for metric in metrics:
         head += [f"{_e(metric.upper())}<br>base", f"{_e(metric.upper())}<br>personal", "change"]
         numeric += [True, True, True]

@@ -171,7 +171,7 @@ class TrackBuilder:
         if timestamp - track.time > self.max_gap_s:
             return None
         expected = track.expected(timestamp)
-        side = max(float(np.sqrt(_area(expected))), 1.0)
+        side = max(face_side(expected), 1.0)
         distance = float(np.hypot(*((box[:2] + box[2:]) / 2 - (expected[:2] + expected[2:]) / 2))) / side
         ratio = abs(float(np.log(max(_area(box), 1.0) / max(_area(expected), 1.0)))) / 2
         allowed = 0.8 + 0.7 * min(timestamp - track.time, 1.0)  # the longer unseen, the further it may be
@@ -251,6 +251,11 @@ def _area(box: np.ndarray) -> float:
     return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
 
 
+def face_side(box: np.ndarray) -> float:
+    """Side of the square as large as a box (4,) x0 y0 x1 y1, in its pixels: by its sum over a clip the identity is chosen."""
+    return float(np.sqrt(_area(box)))
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes (4,) x0 y0 x1 y1."""
     width = min(a[2], b[2]) - max(a[0], b[0])
@@ -285,7 +290,7 @@ class Survey:
             found = True
             person = self.people.setdefault(seen.face_id, _Seen(first=seen.timestamp))
             person.frames += 1
-            size = float(np.sqrt(_area(seen.box)))
+            size = face_side(seen.box)
             person.size += size
             person.weight += size
         self.with_face += found
