@@ -663,8 +663,8 @@ def heard(evidence: dict[str, dict[str, float]], trusted: np.ndarray, promise: n
     found = {}
     for k, c in enumerate(COLUMNS):
         e = evidence[c]
-        found[c] = {"rests in the neutral": float(trusted[k]), "neutral helps": float(promise[k])}
-        found[c] |= {"moves": e["moves"], "agreement": e["agreement"], "gain on samples": e["gain"]}
+        found[c] = {"rests": float(trusted[k]), "helps": float(promise[k])}
+        found[c] |= {"moves": e["moves"], "agreement": e["agreement"], "gain": e["gain"]}
         if any(not np.isnan(row["labelled"]) for row in evidence.values()):
             found[c]["gain on labels"] = e["labelled"]
     return found
