@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,21 @@ class ReplayBuffer(ABC):
         except Exception as error:
             partial.unlink(missing_ok=True)
             raise InputError(f"cannot write the replay buffer {path}: {error}.") from error
+
+    @staticmethod
+    @contextmanager
+    def alone(path: str | Path) -> Iterator[None]:
+        """While this lasts, no other process is within it for the same saved buffer: for a change of it, from loading to saving. Raises
+        InputError where nothing can be written."""
+        import fcntl
+
+        try:
+            lock = Path(path).with_name(f".{Path(path).name}.lock").open("w")
+        except OSError as error:
+            raise InputError(f"cannot write the replay buffer {path}: {error.strerror}.") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def load(self, path: str | Path) -> None:
         """Restore what :meth:`save` wrote. Never unpickles. Raises InputError for a missing or broken file, or one of another plug-in."""

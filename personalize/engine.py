@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from . import __version__, gate, registry, tracking, ui
+from . import __version__, gate, ranks, registry, tracking, ui
 from .aus import AUS, COLUMNS
 from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
@@ -54,7 +54,6 @@ SHARED = 64
 GENERATED_KEPT = 4
 """Sets of generated samples of a person that are kept for later fits, the newest."""
 GENERATED, SAMPLES = "generated", "samples.safetensors"
-_RUN_DIR = "PERSONALIZE_RUN_DIR"
 
 
 @dataclass
@@ -256,8 +255,7 @@ class Session:
         )
         last = self.work / f"round-{number}.ckpt"
         start = _step_of(last)
-        flags = dict(recipe["trainer"])
-        _choose_strategy(flags)
+        flags = ranks.trainer_flags(recipe["trainer"])
         loggers = tracking.loggers(self.run_dir, recipe, self.identity.name)
         ours = [_Saver(last), _Bar(f"Adapting, round {number + 1}", optim["max_steps"], start)]
         defaults = {
@@ -276,7 +274,6 @@ class Session:
         trainer = L.Trainer(
             **{**defaults, **flags, "callbacks": ours + list(flags.get("callbacks") or []), "use_distributed_sampler": False}
         )
-        os.environ[_RUN_DIR] = str(self.run_dir)
         gathered = trainer.accumulate_grad_batches
         data = PersonData(samples, optim["batch_size"], optim["max_steps"] * gathered, recipe["seed"] * 100 + number, start * gathered)
         trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=False)
@@ -464,9 +461,10 @@ class Session:
             rows["neutral_landmarks"] = torch.nan_to_num(self.neutral["landmarks"]).expand(n, -1, -1)
         rows["has_neutral"] = torch.full((n,), self.neutral is not None)
         try:
-            buffer = self._buffer()
-            buffer.add(rows, self.identity.name)
-            buffer.save(self._shared)
+            with ReplayBuffer.alone(self._shared):  # fits may run side by side
+                buffer = self._buffer()
+                buffer.add(rows, self.identity.name)
+                buffer.save(self._shared)
         except (PersonalizeError, OSError) as error:
             ui.warn(f"later fits cannot rehearse this person, {self._shared.name} is left as it was: {ui.one_line(error)}")
 
@@ -560,14 +558,6 @@ class _Bar(L.Callback):
             self.bar.__exit__(type(exception), exception, None)
 
 
-def _choose_strategy(flags: dict[str, Any]) -> None:
-    """With several devices and no strategy named: DDP that allows for parameters which a batch does not reach."""
-    devices = flags.get("devices", 1)
-    several = devices not in (1, "1", "auto", [0]) or flags.get("num_nodes", 1) > 1
-    if several and flags.get("strategy", "auto") in ("auto", "ddp", None):
-        flags["strategy"] = "ddp_find_unused_parameters_true"
-
-
 def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
     names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
     names += [("regularizers", n) for n in recipe["regularizers"]]
@@ -588,8 +578,9 @@ def _provenance(media: Media, found: Collected) -> dict[str, Any]:
 
 def fit_command(args: argparse.Namespace) -> int:
     """``personalize fit``."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and os.environ.get(_RUN_DIR):
-        return _join(Path(os.environ[_RUN_DIR]))
+    joined = ranks.joined_run()
+    if joined is not None:
+        return _join(joined)
     if args.resume:
         run_dir = Path(args.resume)
         state = run_dir / "work" / "arguments.json"
@@ -631,6 +622,7 @@ def fit_command(args: argparse.Namespace) -> int:
         (run_dir / "work" / "arguments.json").write_text(json.dumps(saved))
         save_recipe(recipe, run_dir / "work" / "recipe.yaml")
     args.run_dir = run_dir
+    ranks.tell_run(run_dir)
     before = _generated(run_dir)
     try:
         result = fit(media, recipe, run_dir, saved["name"], labels, saved["neutral"], saved["face"], saved["consent"])

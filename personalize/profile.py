@@ -508,7 +508,10 @@ def _forget(output: Path, folder: Path, yes: bool) -> int:
             return 1
     # Buffers first: should one fail, the folder is still there to try again by its name.
     for file in buffers:
-        removed = _forget_in_buffer(file, folder.name)
+        from .buffers import ReplayBuffer
+
+        with ReplayBuffer.alone(file):
+            removed = _forget_in_buffer(file, folder.name)
         print(f"Removed {removed} item{'' if removed == 1 else 's'} of '{folder.name}' from '{file}'.")
     try:
         if folder.is_symlink():

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import ranks
 from .errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def loggers(run_dir: str | Path, recipe: Mapping[str, Any], name: str) -> list[L
     if mode not in MODES:
         raise ConfigError(f"tracking.wandb: {unknown('mode', mode, MODES)}")
     run_dir = Path(run_dir)
-    if _first_rank():
+    if ranks.is_first():
         _keep_earlier(run_dir / "logs" / "metrics.csv")
     # version "": Lightning would add a folder a version, and a run has its own already.
     found: list[Logger] = [CSVLogger(run_dir, name="logs", version="", flush_logs_every_n_steps=20)]
-    if _first_rank():
+    if ranks.is_first():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory")  # it holds the curves kept above
             found[0].experiment  # noqa: B018 (made now, where the warning can be caught)
@@ -85,7 +86,7 @@ def _wandb(run_dir: Path, recipe: dict[str, Any], name: str, mode: str, project:
     from .profile import strip_paths
 
     title, logs = f"{name}-{run_dir.name}", run_dir / "logs"
-    if not _first_rank():  # Lightning asks only the first rank for a run
+    if not ranks.is_first():  # Lightning asks only the first rank for a run
         return WandbLogger(name=title, project=project, save_dir=logs, offline=True, log_model=False)
     logging.getLogger("wandb").setLevel(logging.ERROR)
     config = strip_paths(_plain(recipe))
@@ -146,10 +147,6 @@ def _keep_earlier(file: Path) -> None:
         while (kept := file.with_name(f"metrics-{number}.csv")).exists():
             number += 1
         file.rename(kept)
-
-
-def _first_rank() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _shell(path: Path) -> str:

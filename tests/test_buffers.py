@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from itertools import combinations
 
@@ -282,6 +284,35 @@ def test_resume_is_exact_in_memory_and_on_disk(kind: type[ReplayBuffer], tmp_pat
     assert expected[2] == 89
     assert go_on(two) == expected and go_on(three) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["buffer.safetensors"]
+
+
+def test_who_changes_a_saved_buffer_at_the_same_time_loses_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "buffer.safetensors"
+    SmallReservoir(capacity=16).save(path)
+    together = threading.Barrier(4)
+
+    def change(person: str) -> None:
+        together.wait()
+        with ReplayBuffer.alone(path):
+            buffer = SmallReservoir(capacity=16)
+            buffer.load(path)
+            time.sleep(0.02)
+            buffer.add({"x": torch.arange(2)}, person)
+            buffer.save(path)
+
+    people = [threading.Thread(target=change, args=(person,)) for person in "abcd"]
+    for each in people:
+        each.start()
+    for each in people:
+        each.join()
+    after = SmallReservoir(capacity=16)
+    after.load(path)
+    assert after.people() == dict.fromkeys(sorted(after.people()), 2) and sorted(after.people()) == list("abcd")
+    with (
+        pytest.raises(InputError, match=r"^cannot write the replay buffer .*/no/b: No such file or directory\.$"),
+        ReplayBuffer.alone(tmp_path / "no" / "b"),
+    ):
+        pass
 
 
 def test_a_saved_buffer_that_cannot_be_used_is_one_line_and_changes_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -296,27 +296,25 @@ def seen_by(folder: Path, rank: int) -> list[tuple[int, int, list[int]]]:
     return [tuple(json.loads(line)) for line in (folder / f"{rank}.jsonl").read_text().splitlines()]
 
 
-def test_two_ranks_on_a_cpu(fit: Run, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ranks train, on samples of their own; together on those of one process with batches of twice the size."""
+TORCHRUN = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node=2", "--no-python"]
+
+
+@pytest.mark.parametrize(("before", "more"), [([], ["trainer.devices=2"]), (TORCHRUN, ["trainer.accelerator=cpu"])])
+def test_two_ranks_on_a_cpu(
+    before: list[str], more: list[str], fit: Run, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by Lightning or by torchrun: both ranks train, on samples of their own, in one run; together on those of one process with
+    batches of twice the size."""
     plugin = tmp_path / "note.py"
     plugin.write_text(NOTE_WHAT_RANKS_SEE)
     three = [*SMALL, "optim.max_steps=3"]
-    call = [
-        Path(sys.executable).with_name("personalize"),
-        "fit",
-        "--identity",
-        face_clip.path,
-        "--name",
-        "two",
-        "--plugins",
-        plugin,
-        *three,
-    ]
+    words = ["fit", "--identity", face_clip.path, "--name", "two", "--plugins", plugin, *three, "optim.batch_size=2", *more]
+    call = [*before, Path(sys.executable).with_name("personalize"), *words]
     env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    more = ["trainer.devices=2", "optim.batch_size=2"]
-    done = subprocess.run([*call, *more], env={**env, "SEEN": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(call, env={**env, "SEEN": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Tracking face.mp4: ") == 1, "ranks above 0 are silent"
+    assert [p.name for p in (tmp_path / "runs").glob("*/v*")] == ["v1"]
     assert tensors(tmp_path / "runs/two/v1") and not (tmp_path / "runs/two/v1/work").exists()
 
     one: list[list[int]] = []

@@ -1,0 +1,64 @@
+"""The ranks of a distributed training: who started them, and how they find the first one's run.
+
+Either Lightning starts them (``trainer.devices=2``: it calls the same command again, with the run's folder in the environment), or
+torchrun does, on one machine or on several that share the run's folder: then the first rank tells the others through torchrun's store.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+_RUN_DIR = "PERSONALIZE_RUN_DIR"
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the first rank, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def trainer_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags of a Trainer, completed: torchrun's numbers of devices and machines where it started this process, and with several devices and
+    no strategy named DDP that allows for parameters which a batch does not reach."""
+    flags = dict(flags)
+    if by_torchrun() and flags.get("devices", 1) in (1, "1", "auto"):
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        flags["devices"], flags["num_nodes"] = here, int(os.environ["WORLD_SIZE"]) // here
+    several = flags.get("devices", 1) not in (1, "1", "auto", [0]) or flags.get("num_nodes", 1) > 1
+    if several and flags.get("strategy", "auto") in ("auto", "ddp", None):
+        flags["strategy"] = "ddp_find_unused_parameters_true"
+    return flags
+
+
+def tell_run(run_dir: Path) -> None:
+    """Called by the first rank, before it trains: where the run is that the others take part in."""
+    os.environ[_RUN_DIR] = str(run_dir)
+    if by_torchrun():
+        _store().set("run", str(run_dir.resolve()))
+
+
+def joined_run() -> Path | None:
+    """Where the run is that this process takes part in: None for the first rank. Waits for the first rank to say."""
+    if is_first():
+        return None
+    if by_torchrun():
+        return Path(_store().get("run").decode())
+    return Path(os.environ[_RUN_DIR]) if _RUN_DIR in os.environ else None
+
+
+@functools.cache  # where no agent of torchrun holds what is stored, the first rank does, as long as this object lives
+def _store() -> Store:
+    from torch.distributed import PrefixStore, rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore("personalize", store)
