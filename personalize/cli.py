@@ -66,6 +66,10 @@ def _face_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--face", metavar="N", type=int, help="which face, counted from 0 as it appears (default: largest and longest)")
 
 
+def _neutral_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--neutral", metavar="SECONDS", type=float, help="a moment at which the face is neutral (default: found)")
+
+
 def _demo(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", metavar="DIR", default="demo_output", help="where to write (default: demo_output)")
     p.add_argument("--recipe", metavar="R", default="default", help="recipe name or YAML file (default: default)")
@@ -78,7 +82,7 @@ def _fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", metavar="N", help="the person's name in the output (default: the file's name)")
     p.add_argument("--recipe", metavar="R", default="default", help="recipe name or YAML file (default: default)")
     p.add_argument("--labels", metavar="CSV", help="AU labels of some frames, to learn from as well")
-    p.add_argument("--neutral", metavar="SECONDS", type=float, help="a moment at which the face is neutral (default: found)")
+    _neutral_option(p)
     p.add_argument("--generator", metavar="G", help="makes labelled pictures of the person: mesh_warp, replay_only ...")
     p.add_argument("--buffer", metavar="B", help="replay buffer: balanced, reservoir ...")
     p.add_argument("--regularizer", metavar="R1,R2", help="exactly these: lwf, l2sp, ewc ..., or none")
@@ -128,6 +132,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
 
 def _generate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--identity", metavar="PATH", required=True, help="video, photograph or folder of photographs of one person")
+    _neutral_option(p)
     p.add_argument("--aus", metavar="AU=X,...", help="one expression, as in AU06=3,AU12=2 (intensities 0-5)")
     p.add_argument("--pose", metavar="A=DEG,...", help="head pose in degrees, as in yaw=20,pitch=5")
     p.add_argument("--grid", metavar="KIND", help="many expressions and poses: balanced, to learn from, or sheet, to look at")

@@ -14,7 +14,7 @@ import numpy as np
 from . import geometry, ui
 from .ahead import Prefetch
 from .aus import AUS, COLUMNS
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .faces import Observation, Tracker
 from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable
@@ -139,6 +139,14 @@ def collect(
         who = 0 if face is None else face
     warnings = survey.warnings(media, face)
     return Collected(keeper.of(who), survey.frames, survey.with_face, warnings, tracker.scheme, keeper.offered(who, 1))
+
+
+def check_neutral(seconds: float | None, media: Media) -> None:
+    """Raise ConfigError, before the work, where a moment given as neutral cannot be one of the clip."""
+    if seconds is not None and media.still:
+        raise ConfigError(f"--neutral names a moment of a video, and {media.name} is none: leave it out.")
+    if seconds is not None and media.duration is not None and not 0 <= seconds <= media.duration:
+        raise ConfigError(f"--neutral {seconds:g} lies outside the clip, which lasts {media.duration:.1f} s.")
 
 
 def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: float | None, notes: list[str]) -> Identity:

@@ -29,7 +29,7 @@ from . import __version__, gate, ranks, registry, tracking, ui
 from .aus import AUS, COLUMNS
 from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
-from .collect import Collected, collect, identify, labels_of
+from .collect import Collected, check_neutral, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
 from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError, PersonalizeError
@@ -610,10 +610,7 @@ def fit_command(args: argparse.Namespace) -> int:
     load_base(recipe["base"])
     for kind in ("tracker", "generator", "buffer", "adapter"):
         registry.load(kind + "s", recipe[kind]["name"])
-    if saved["neutral"] is not None and media.still:
-        raise ConfigError(f"--neutral names a moment of a video, and {media.name} is none: leave it out.")
-    if saved["neutral"] is not None and media.duration is not None and not 0 <= saved["neutral"] <= media.duration:
-        raise ConfigError(f"--neutral {saved['neutral']:g} lies outside the clip, which lasts {media.duration:.1f} s.")
+    check_neutral(saved["neutral"], media)
     check_text(saved["consent"], "--consent")
     made = None
     if not args.resume:

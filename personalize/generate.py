@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from . import __version__, geometry, registry, tracking, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, NAMES, column, parse_au
-from .collect import collect, identify
+from .collect import check_neutral, collect, identify
 from .composite import face_mask, free_corner, tilted, watermark
 from .config import load_recipe
 from .data import balanced_requests
@@ -370,6 +370,7 @@ def generate_command(args: argparse.Namespace) -> int:
     if args.pose:
         parse_pose(args.pose, np.zeros(3))
     media = open_media(args.identity)
+    check_neutral(args.neutral, media)
     driver = open_media(args.driver) if args.driver else None
     if driver is not None and driver.kind != "video":
         raise InputError(f"{driver.name} is no video: --driver takes a clip whose expressions are put onto the face.")
@@ -398,8 +399,8 @@ def generate_command(args: argparse.Namespace) -> int:
 
 
 def _identify(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tracker: Tracker) -> Identity:
-    found = collect(media, tracker, getattr(args, "face", None))
-    return identify(found, load_base(recipe["base"]), media, media.path.stem, None, [])
+    found = collect(media, tracker, args.face, neutral_at=args.neutral)
+    return identify(found, load_base(recipe["base"]), media, media.path.stem, args.neutral, [])
 
 
 def _ready(recipe: dict[str, Any], media: Media, identity: Identity, own: bool, steady: bool) -> Generator:

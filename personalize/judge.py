@@ -35,7 +35,7 @@ from .evaluate import write_json
 from .faces import Observation, Tracker
 from .generate import Cell, Sheet, create_generator, png_info, provenance, sheet_cells
 from .generators import Generator, Request, Sample
-from .identity import Identity, find_neutral
+from .identity import NEAR_S, Identity, find_neutral
 from .labels import LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
@@ -543,18 +543,21 @@ def _is_held(times: np.ndarray) -> np.ndarray:
     return held if held.sum() >= 4 and (~held).sum() >= 4 else np.arange(len(times)) % 5 >= 3
 
 
-def split(identity: Identity, labels: LabelTable) -> tuple[Identity, Held]:
-    """The part of a person's frames that the generator may see, and the labelled rest. Raises InputError where a part is empty."""
+def split(identity: Identity, labels: LabelTable, neutral_at: float | None = None) -> tuple[Identity, Held]:
+    """The part of a person's frames that the generator may see, those around ``neutral_at`` seconds among them, and the labelled rest.
+    Raises InputError where a part is empty."""
     observations = identity.observations
     times = np.array([o.timestamp for o in observations])
     held = _is_held(times)
+    if neutral_at is not None:
+        held &= np.abs(times - neutral_at) > NEAR_S + 1e-6
     target, known = labels.align(np.array([o.frame for o in observations]), times, [o.file for o in observations])
     if held.all() or not known[held].any():
         raise InputError(f"no label falls on the held-out frames of {identity.name} (two of every five seconds): label more of the clip.")
     given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
     part = identity.intensity[~held]
     return (
-        Identity(identity.name, given, part, find_neutral(given, part), identity.size, identity.scheme),
+        Identity(identity.name, given, part, find_neutral(given, part, neutral_at), identity.size, identity.scheme),
         Held(kept, target[held], known[held], labels.occurrence),
     )
 
@@ -565,10 +568,10 @@ def judge_clip(args: argparse.Namespace, recipe: dict[str, Any], media: Media, t
     rivals = [open_media(path) for path in args.others or ()]
     base = load_base(recipe["base"])
     verifier = load_base(args.verifier) if args.verifier else base
-    identity = identify(collect(media, tracker, args.face), base, media, media.path.stem, None, [])
+    identity = identify(collect(media, tracker, args.face, labels, args.neutral), base, media, media.path.stem, args.neutral, [])
     held = None
     if labels is not None:
-        identity, held = split(identity, labels)
+        identity, held = split(identity, labels, args.neutral)
     others = [o for rival in rivals for o in _some(collect(rival, tracker, quiet=True).observations, FACES // max(len(rivals), 1))]
     case = Case(identity, tracker, base, verifier, recipe, held, others, ", ".join(r.name for r in rivals))
     name = recipe["generator"]["name"]

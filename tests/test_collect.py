@@ -96,7 +96,8 @@ def test_labels_of_a_long_clip_are_used(
         assert len(rest) >= 4 and (np.abs(rest / 15 - 1.0) <= 0.26).all(), "more of them than are spread over the clip"
 
 
-def test_a_neutral_of_photographs_has_no_moment(face_photo: Path, tmp_path: Path, command: Callable[..., Said]) -> None:
-    said = command("fit", "--identity", face_photo, "--neutral", "1", "--output", tmp_path / "runs")
+@pytest.mark.parametrize("verb", ["fit", "generate"])
+def test_a_neutral_of_photographs_has_no_moment(verb: str, face_photo: Path, tmp_path: Path, command: Callable[..., Said]) -> None:
+    said = command(verb, "--identity", face_photo, "--neutral", "1", "--output", tmp_path / "runs")
     assert said.code == 2 and said.err[-1] == "error: --neutral names a moment of a video, and photo.png is none: leave it out."
     assert not (tmp_path / "runs").exists()

@@ -20,7 +20,7 @@ import pytest
 from conftest import Clip, Said, write_clip
 from PIL import Image
 
-from personalize import composite
+from personalize import composite, generate
 from personalize.aus import AUS, COLUMNS
 from personalize.data import balanced_requests
 from personalize.drive import DEAD, Driver, drive, faded, read_driver, smoothed
@@ -392,6 +392,14 @@ def test_a_resting_driver_leaves_the_face_at_rest_in_its_clip(command: Command, 
 
 
 # pictures
+
+
+def test_a_neutral_named_by_the_user_is_the_one_that_is_moved(face_clip: Clip, tools: Any) -> None:
+    args = SimpleNamespace(face=None, neutral=1.0)
+    identity = generate._identify(args, {"base": "base"}, open_media(face_clip.path), tools[1])
+    assert identity.neutral is not None
+    times = np.array([identity.observations[i].timestamp for i in identity.neutral.indices])
+    assert len(times) >= 4 and (np.abs(times - 1.0) <= 0.26).all()
 
 
 def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ def test_held_out_frames_are_not_given(tmp_path: Path) -> None:
     assert [o.frame for o in held.observations] == [6, 7, 8, 9, 16, 17, 18, 19]
     assert sorted(o.frame for o in given.observations + held.observations) == list(range(20))
     assert held.target[:, at(6)].tolist() == [0, 1, 2, 3, 4, 5, 0, 1] and held.known.any(0).sum() == 1
+    given, held = judge.split(frames([i / 2 for i in range(20)]), read_labels(path), 4.0)
+    assert [o.frame for o in held.observations] == [6, 7, 9, 16, 17, 18, 19], "the moment named as neutral is given"
+    assert given.neutral is not None and [given.observations[i].frame for i in given.neutral.indices] == [8]
 
 
 def test_bars() -> None:
