@@ -33,6 +33,7 @@ from personalize.config import load_recipe
 from personalize.errors import PersonalizeError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.metrics import Interval
+from personalize.predict import check_target
 from personalize.synth import dataset
 from personalize.weights import SHIPPED, Base, load_base
 
@@ -631,6 +632,7 @@ def turned_data(folder: Path, people: int, workers: int) -> dict[str, np.ndarray
     """The re-rendered pictures of tables 4 and 5, from the folder or made."""
     path = folder / f"turned-{people}.npz"
     if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         jobs = [(i, min(5, people - i)) for i in range(0, people, 5)]
         if workers > 1:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -706,6 +708,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     args.turned = min(args.turned, args.people)
     try:
+        for target in filter(None, (args.md, args.json)):
+            check_target(target)  # not after all the reading
         base = load_base(args.base)
         report = build(base, args)
     except (PersonalizeError, FileNotFoundError) as e:

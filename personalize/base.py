@@ -360,9 +360,10 @@ def fit(
     truth = intensities(validation)
     # The picture that serves as the neutral is judged in none of the tables.
     judged = ~np.isin(np.arange(len(truth)), list(references(validation).values()))
-    named = data.card()
+    named = _learned_from(data.card(), recipe["start"])
     only_synthetic = named["sources"] == [SYNTHETIC]
     held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
+    held += f"; started from {recipe['start']}" if recipe["start"] else ""
     card: dict[str, Any] = {
         "name": folder.name,
         "personalize": __version__,
@@ -389,6 +390,13 @@ def fit(
         write_base_domain(train, folder / "replay.npz")
     shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def _learned_from(named: dict[str, Any], start: str) -> dict[str, Any]:
+    """``named`` (:meth:`AUDataModule.card`), with what the base that training started from had learned from, and whom."""
+    earlier = load_base(start).card.get("data_sources", {}) if start else {}
+    together = {key: list(dict.fromkeys([*named[key], *earlier.get(key, ())])) for key in ("sources", "people")}
+    return {**named, **together, "people": sorted(together["people"])}
 
 
 def _working_folder(folder: Path, training: str) -> Path:
@@ -423,6 +431,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     from .synth import dataset
 
     base = load_base(args.base or SHIPPED)
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # not after all the reading
     if isinstance(args.data, list):
         from .datasets.tables import evaluate_sources, print_tables, write_tables
 
@@ -458,5 +468,5 @@ def evaluate_command(args: argparse.Namespace) -> int:
     rows.append(["mean", *(f"{t['mean'][m]:.3f}" for t in found.values() for m in ("auc", "icc", "mae"))])
     ui.table("Base model on unseen synthetic people", ["AU", "AUC", "ICC", "MAE", "AUC +neutral", "ICC +neutral", "MAE +neutral"], rows)
     if args.output:
-        Path(args.output).with_suffix(".json").write_text(json.dumps({"plain": found[False], "neutral": found[True]}, indent=1) + "\n")
+        Path(f"{args.output}.json").write_text(json.dumps({"plain": found[False], "neutral": found[True]}, indent=1) + "\n")
     return 0

@@ -136,8 +136,8 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     for i, (support, query) in enumerate(pairs):
         others = tuple(pairs[(i + step) % people][1] for step in (1, 2) if step < people)
         common = [_FORMAT, code, base.sha256, digest(base.card), support.key, query.key]
-        keys = {BASE: [*common, any_recipe["tracker"], any_recipe["base"]]}
-        keys |= {name: [*common, [c.key for c in others], recipe] for name, recipe in recipes.items()}
+        keys = {BASE: [*common, any_recipe["tracker"], any_recipe["base"], plugins_hash(any_recipe, "trackers/")]}
+        keys |= {name: [*common, [c.key for c in others], recipe, plugins_hash(recipe)] for name, recipe in recipes.items()}
         name = f"person{support.person:04d}"
         parts = {part: folder / "people" / f"{name}_{part}_{digest(key)}.json" for part, key in keys.items()}
         jobs.append(Job(name, folder, support, query, others, recipes, parts))
@@ -157,6 +157,12 @@ def code_hash() -> str:
         if file.is_file():
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def plugins_hash(recipe: dict[str, Any], of: str = "") -> list[str]:
+    """What else decides: files of plug-ins that a recipe names, as they are now, and versions of those that are installed. of: which."""
+    sources = [Path(source) for key, source in registry.used(recipe).items() if key.startswith(of)]
+    return [hashlib.sha256(s.read_bytes()).hexdigest() if s.is_file() else str(s) for s in sources]
 
 
 def film(clips: Sequence[Clip], folder: Path, args: argparse.Namespace) -> None:

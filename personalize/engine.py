@@ -366,7 +366,7 @@ class Session:
             thresholds=thresholds,
             offsets=offsets,
             lead=lead_of(read, self.identity.intensity),
-            plugins=_plugin_versions(self.recipe),
+            plugins={key: Path(source).name for key, source in registry.used(self.recipe).items()},
             recipe=self.recipe,
             provenance=_provenance(media, found),
             consent=consent,
@@ -556,12 +556,6 @@ class _Bar(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
             self.bar.__exit__(type(exception), exception, None)
-
-
-def _plugin_versions(recipe: dict[str, Any]) -> dict[str, str]:
-    names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
-    names += [("regularizers", n) for n in recipe["regularizers"]]
-    return {f"{kind}/{name}": Path(registry.available(kind)[name].source).name for kind, name in names}
 
 
 def _provenance(media: Media, found: Collected) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Two layouts, told apart by their header (comma, semicolon or tab between cells):
 
-* one row a frame: ``frame`` (from 0) or ``timestamp`` (seconds) or ``file`` (name of a still), then a column an AU in any spelling;
+* one row a frame: ``frame`` (from 0) or ``timestamp`` (seconds) or ``file`` (name of a still), then a column an AU in any spelling; where
+  names of stills are given they count, whatever ``frame`` says;
 * one row a span: ``au,start_s,end_s,value`` (``state`` also names the value); a span holds from its start up to, not including, its end.
 
 An optional ``clip`` column says which clip a row is about. 9, -1, 999 and an empty cell mean unknown.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -22,6 +24,7 @@ import numpy as np
 
 from .aus import AUS, MAX_INTENSITY, UNKNOWN_CODES, column, parse_au
 from .errors import InputError
+from .video import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 _KEYS = ("frame", "timestamp", "file")
 _SPAN = ("au", "start_s", "end_s")
@@ -218,7 +221,8 @@ def read_labels(path: str | Path, clip: str | None = None) -> LabelTable:
     clip: name of the clip, to choose rows by where the file has a ``clip`` column; folders are ignored.
 
     Columns named as occurrence (``AU06_c``, ``Occ_au_6``) and a span file's ``state`` of at most 1 are occurrences; named as intensity
-    (``AU06_r``, ``Int_au_6``) they are intensities. The rest share one scale: intensities if any of their values is other than 0 and 1.
+    (``AU06_r``, ``Int_au_6``) they are intensities. The rest share one scale: intensities if any of their values is a letter A-E or
+    other than 0 and 1.
     Where a file has both for an AU, the intensity is taken. AUs that the base model does not read are left out with one warning line.
 
     Raises:
@@ -281,6 +285,10 @@ def _read_frames(
     path: Path, names: list[str], shown: list[str], head_line: int, body: list[tuple[int, list[str]]], parse: _Cells, clips: tuple[str, ...]
 ) -> LabelTable:
     kind = next((name for name in _KEYS if name in names), None)
+    if "file" in names:
+        given = [cells[names.index("file")].strip() for _, cells in body]
+        if all(given) and len(set(given)) >= min(len(given), 2):  # else it names the clip, in every row
+            kind = "file"
     columns: dict[int, dict[str, int]] = {}
     left_out: set[int] = set()
     for i, name in enumerate(names):
@@ -324,7 +332,8 @@ def _read_frames(
             # Other tools write zeros where they saw no face.
             values[row, AUS.index(au)] = np.nan if failed else value
     occurrence = np.zeros(len(AUS), dtype=bool)
-    unmarked = [AUS.index(au) for au, (scale, _) in chosen.items() if scale == "unmarked"]
+    letters = any(cells[i].strip().lower() in _LETTERS for _, cells in body for _, i in chosen.values())
+    unmarked = [] if letters else [AUS.index(au) for au, (scale, _) in chosen.items() if scale == "unmarked"]
     if unmarked and _binary(values[:, unmarked]):
         occurrence[unmarked] = True
     occurrence[[AUS.index(au) for au, (scale, _) in chosen.items() if scale == "occurrence"]] = True
@@ -374,9 +383,9 @@ class _Cells:
 
 
 def _scale(name: str) -> str:
-    if name.startswith("occ") or name.endswith(("_c", "-c", "occurrence")):
+    if name.startswith("occ") or re.search(r"(\d|[_ -])(c|occurrence)$", name):
         return "occurrence"
-    if name.startswith("int") or name.endswith(("_r", "-r", "intensity")):
+    if name.startswith("int") or re.search(r"(\d|[_ -])(r|intensity)$", name):
         return "intensity"
     return "unmarked"
 
@@ -397,7 +406,15 @@ def _of_clip(
             raise InputError(f"{path.name} labels several clips and none was chosen. It has: {', '.join(clips)}.")
         return body, clips
     wanted = _name(clip)
-    chosen = [row for row in body if _name(row[1][i]) == wanted] or [row for row in body if _stem(row[1][i]) == _stem(wanted)]
+    # With its suffix or without, as far as that leaves no doubt; of a clip that was converted, that of the file that was labelled.
+    alike = {name for name in clips if _stem(name) == _stem(wanted)}
+    suffixed = {name for name in alike if _stem(name) != name}
+    mine = alike if len(suffixed) < 2 else alike & {wanted}
+    if alike and not mine:
+        raise InputError(
+            f"{path.name} has rows of {' and '.join(sorted(suffixed))}, and '{wanted}' may be either. Write the clip's own name."
+        )
+    chosen = [row for row in body if _name(row[1][i]) in mine]
     if not chosen:
         raise InputError(f"{path.name} has no row whose clip is '{wanted}'. It has: {', '.join(clips)}.")
     return chosen, clips
@@ -441,7 +458,9 @@ def _name(text: str) -> str:
 
 
 def _stem(text: str) -> str:
-    return PureWindowsPath(text.strip()).stem
+    """A file's name without folders, and without a picture's or video's suffix: 'ann.day2' is no suffix."""
+    name = PureWindowsPath(text.strip())
+    return name.stem if name.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) else name.name
 
 
 def _no_au(path: Path, left_out: set[int]) -> InputError:

@@ -155,6 +155,13 @@ def available(kind: str) -> dict[str, PluginInfo]:
     return dict(sorted(found.items()))
 
 
+def used(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """'kind/name' -> source of the plug-ins that a recipe of a fit names: distribution and version, or a file."""
+    names = [(kind + "s", recipe[kind]["name"]) for kind in ("tracker", "generator", "buffer", "adapter")]
+    names += [("regularizers", name) for name in recipe["regularizers"]]
+    return {f"{kind}/{name}": available(kind)[name].source for kind, name in names}
+
+
 def check_name(kind: str, name: str) -> None:
     """Raises ConfigError with a suggestion where there is no plug-in of that name. Imports nothing."""
     kind = parse_kind(kind)

@@ -28,6 +28,8 @@ from personalize.errors import InputError
 Image.init()  # registers every format, so that the names below can be asked for
 PICTURE_FORMATS: list[str] = [f for f in ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF") if f in Image.OPEN]
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".ts", ".ogv")
+"""By which names of files are compared; any file that decodes is a video."""
 SHORT_CLIP_S = 1.0
 # demuxers of ffmpeg that open any text as if it were a picture of a terminal, or read lists of other files
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf", "concat", "ffmetadata", "hls", "dash", "image2", "lrc", "srt", "webvtt", "ass"}

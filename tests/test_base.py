@@ -18,13 +18,23 @@ from safetensors.torch import load_file
 
 from personalize.augment import augment_landmarks, thin_out
 from personalize.aus import AUS, COLUMNS
-from personalize.base import BaseModule, TopModule, best_thresholds, first_weights, fit_readout, read_renders, scores, views_of
+from personalize.base import (
+    BaseModule,
+    TopModule,
+    _learned_from,
+    best_thresholds,
+    first_weights,
+    fit_readout,
+    read_renders,
+    scores,
+    views_of,
+)
 from personalize.config import load_recipe
 from personalize.datasets.mixing import mixed_loss
 from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
-from personalize.weights import KNOTS, Base, load_base
+from personalize.weights import KNOTS, Base, load_base, save_base
 
 K = len(AUS)
 Run = Callable[..., Said]
@@ -358,3 +368,17 @@ def test_training_starts_from_a_base_that_is_there() -> None:
     )
     with pytest.raises(ProfileError, match="no base model at nowhere.safetensors"):
         first_weights(load_recipe("base", ["start=nowhere"]), {})
+
+
+def test_a_base_knows_whom_it_learned_from_before(tmp_path: Path) -> None:
+    """Whom a base learned from that training started with, it learned from as well."""
+    base = load_base()
+    first = tmp_path / "first"
+    earlier = {"sources": ["disfa"], "fold": None, "people": ["disfa/SN003", "disfa/SN001"]}
+    save_base(first, base.net, {**base.card, "data_sources": earlier})
+    now = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002"]}
+    both = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002", "disfa/SN003"]}
+    assert _learned_from(now, str(first)) == both and _learned_from(now, "") == now
+    alone = {"sources": ["synthetic"], "fold": None, "people": []}
+    assert _learned_from(alone, str(first))["sources"] == ["synthetic", "disfa"], "no longer of synthetic people alone"
+    assert _learned_from(alone, "base-s") == alone

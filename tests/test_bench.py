@@ -376,12 +376,34 @@ def test_quick_for_real(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Rendered, encoded, tracked, fitted and read, in two processes."""
     from personalize.cli import main
 
+    threads = os.environ.get("OMP_NUM_THREADS")
     assert main(["bench", "--quick", "--people", "2", "--output", str(tmp_path)]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "bench.json").read_text())
     assert len(result["people"]) == 2 and result["quick"]
     assert all(p["read"] + p["dropped"] == 100 for p in result["people"].values())
     assert result["scores"]["base"]["mean"]["pooled"]["icc"] is not None
-    assert os.environ.get("OMP_NUM_THREADS") != "" and "Bars" in capsys.readouterr().out
+    assert os.environ.get("OMP_NUM_THREADS") == threads and "Bars" in capsys.readouterr().out
+
+
+def test_readings_of_an_edited_plugin_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from personalize import bench
+
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.setattr(registry, "_files", {})
+    monkeypatch.setenv(registry.FILES_VARIABLE, "")
+    file = tmp_path / "mine.py"
+    text = (
+        "from personalize.registry import register\nfrom personalize_plugins.generators.replay_only import ReplayOnly\n"
+        "@register('mine')\nclass Mine(ReplayOnly):\n    pass\n"
+    )
+    file.write_text(text)
+    registry.load_file(file)
+    args = SimpleNamespace(seed=0, quick=True, people=1, recipe="default", overrides=[], generators="mine")
+    before, again = (bench.plan(args, tmp_path)[0].parts for _ in range(2))
+    file.write_text(text + "# another\n")
+    after = bench.plan(args, tmp_path)[0].parts
+    assert before == again and after["mine"] != before["mine"]
+    assert {k: v for k, v in after.items() if k != "mine"} == {k: v for k, v in before.items() if k != "mine"}
 
 
 def test_the_ceiling_renders_the_very_person(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,8 +376,8 @@ def test_folder_of_videos_and_of_pictures(tmp_path, warned):
     text(videos / "labels.csv", "clip,subject,frame,AU12\na.mp4,ann,0,3\na.mp4,ann,2,9\nb.mp4,ann,3,5\nc.mp4,bob,0,1\n")
     data = make_dataset("folder", videos)
     assert [(r.subject, r.sequence, r.frame, known(r), r.video) for r in data] == [
-        ("ann", "a", 0, {12: 3}, True),
-        ("ann", "b", 3, {12: 5}, True),
+        ("ann", "a.mp4", 0, {12: 3}, True),
+        ("ann", "b.mp4", 3, {12: 5}, True),
     ]
     assert warned == ["folder: left out 1 without a video (c.mp4)"]
     text(videos / "labels.csv", "clip,subject,frame,AU12\na.mp4,ann,0,3\na.mp4,bob,1,3\n")
@@ -394,6 +394,61 @@ def test_folder_of_videos_and_of_pictures(tmp_path, warned):
         ("x", "2.png", {6: 1}, {6: 1}),
         ("y", "1.png", {6: 0}, {6: 1}),
     ]
+
+
+def test_videos_of_a_folder_are_known_by_their_whole_names(tmp_path, warned):
+    """A point in a name begins no suffix, two suffixes of a stem are two clips, a name without one is that of the only such video."""
+    for name in ("ann.mp4", "ann.day2.mp4", "both.mp4", "both.avi", "calm.mp4"):
+        film(tmp_path / name, [60] * 3)
+    text(tmp_path / "notes.txt", "no video")
+    rows = "ann.mp4,ann,0,1\nann.day2.mp4,ann,0,4\nboth.mp4,bob,0,2\nboth.avi,cid,1,3\ncalm,dan,2,5\nboth,eve,0,1\n"
+    text(tmp_path / "labels.csv", "clip,subject,frame,AU12\n" + rows)
+    found = [(r.subject, r.sequence, r.frame, known(r)[12]) for r in make_dataset("folder", tmp_path)]
+    assert sorted(found) == [
+        ("ann", "ann.day2.mp4", 0, 4),
+        ("ann", "ann.mp4", 0, 1),
+        ("bob", "both.mp4", 0, 2),
+        ("cid", "both.avi", 1, 3),
+        ("dan", "calm.mp4", 2, 5),
+    ]
+    assert warned == ["folder: left out 1 without a video (both)"]
+    done = track_dataset(make_dataset("folder", tmp_path), tmp_path / "cache", Grey())
+    assert len(set(done.paths.values())) == 5 and done.frames == 5
+
+
+def test_pictures_of_a_folder_are_labelled_as_evaluate_does(tmp_path, warned):
+    """By name even where frames are numbered, rows that complete each other together, short rows, names without suffix or with folders."""
+    for name in ("1.png", "2.png", "3.png"):
+        picture(tmp_path / name)
+    text(tmp_path / "labels.csv", "frame,AU06,AU12,file\n7,1,,2.png\n0,,3,2.png\n1,4,,shots\\\\3.png\n2,5,2,1\n3,1,1,9.png\n")
+    found = {r.path.name: known(r) for r in make_dataset("folder", tmp_path)}
+    assert found == {"2.png": {6: 1, 12: 3}, "3.png": {6: 4}, "1.png": {6: 5, 12: 2}}
+    assert set(warned) == {"folder: left out 1 without a picture (9.png)"}
+    text(tmp_path / "labels.csv", "AU06,file\n1,2.png\n2,2.png\n")
+    assert line(tmp_path, lambda: list(make_dataset("folder", tmp_path))).startswith(
+        "labels.csv lines 2 and 3 give AU06 two values (1 and 2)"
+    )
+    text(tmp_path / "labels.csv", "frame,AU06,file\n0,1,2.png\n1,2\n")
+    assert line(tmp_path, lambda: list(make_dataset("folder", tmp_path))) == (
+        "folder: labels.csv does not name a picture in each row's cell 'file'. Fill them in."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("bp4d=X?frame_offset=x", "option frame_offset of bp4d is a whole number, not 'x'."),
+        ("bp4d=X?frame_offset=-1.5", "option frame_offset of bp4d is a whole number, not '-1.5'."),
+        ("disfa=X?present_at=two", "option present_at of disfa is a number, not 'two'."),
+        ("affwild2=X?every=all", "option every of affwild2 is a whole number, not 'all'."),
+        ("disfa=X?camera=2", "option camera of disfa is a word, not '2'."),
+    ],
+)
+def test_options_of_another_type(source, message):
+    given = parse_source(source)
+    with pytest.raises(ConfigError) as error:
+        make_dataset(given.name, given.path, **given.options)
+    assert str(error.value) == message
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------------------------
@@ -431,7 +486,7 @@ def test_tracking_writes_the_labels_beside_their_pictures_and_goes_on_where_it_s
     np.testing.assert_allclose(shard["crop"][:, 56, 56, 0], [60, 120, 200], atol=4)  # the frame in which no face was found is not there
     assert shard["frame"].tolist() == [0, 1, 3] and shard["target"][:, AUS.index(12)].tolist() == [0, 2, 0]
     assert np.isnan(shard["target"][:, AUS.index(7)]).all() and shard["neutral"].tolist() == [True, False, True]
-    assert shard["person"].tolist() == [0, 0, 0] and str(shard["subject"]) == "SN001" and shard["occurrence"].shape == (3, len(AUS))
+    assert str(shard["subject"]) == "SN001" and shard["occurrence"].shape == (3, len(AUS))
     np.testing.assert_allclose(shard["landmarks"][0], geometry.canonical(), atol=2e-3)
 
     done.paths["SN001"].unlink()
@@ -443,6 +498,16 @@ def test_tracking_writes_the_labels_beside_their_pictures_and_goes_on_where_it_s
     other = make_dataset("disfa", root, present_at=1)
     assert cache_folder(other, tmp_path) == cache_folder(data, tmp_path)  # the same frames
     assert cache_folder(data, tmp_path, "other") != cache_folder(data, tmp_path)
+
+
+def test_people_who_join_a_data_set_later_are_nobody_else(tmp_path):
+    """Their sequences are tracked beside those that are there, and each row is of its own person."""
+    disfa(tmp_path / "d", {"SN002": [{}, {12: 2}], "SN004": [{}]})
+    read = lambda: AUDataModule([("disfa", tmp_path / "d")], tmp_path / "c", validation=0, tracker=Grey()).train_arrays()  # noqa: E731
+    assert read()["person"].tolist() == [0, 0, 1]
+    disfa(tmp_path / "d", {"SN001": [{}, {1: 1}, {}], "SN002": [{}, {12: 2}], "SN004": [{}]})
+    after = read()
+    assert after["person"].tolist() == [0, 0, 0, 1, 1, 2] and after["target"][:, AUS.index(1)].tolist() == [0, 1, 0, 0, 0, 0]
 
 
 def test_a_tracking_that_breaks_leaves_no_shard(tmp_path):
@@ -764,7 +829,9 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     assert "DISFA: 240 frames of 6 people, folds 1, 2, 3" in out and "F1-micro" in out
     row = next(x for x in out.splitlines() if x.split()[:1] == ["AU01"]).split()
     assert row[1] == "220" and row[3] == f"{table['aus']['AU01']['mean']['f1']:.3f}" and "-" in row
+    write_tables({"other": table}, tmp_path / "new" / "table.5")
     write_tables({"disfa": table}, tmp_path / "new" / "table")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.5.csv", "table.5.json", "table.csv", "table.json"]
     stored = json.loads((tmp_path / "new" / "table.json").read_text())["disfa"]
     assert stored["aus"]["AU01"]["mean"]["icc"] is None and stored["mean"]["f1"] == pytest.approx(table["mean"]["f1"])
     with (tmp_path / "new" / "table.csv").open() as file:
@@ -773,7 +840,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     assert float(rows[4]["icc"]) == pytest.approx(table["aus"]["AU12"]["folds"]["1"]["icc"], abs=1e-6) and rows[0]["icc"] == ""
 
 
-def test_evaluation_reads_one_person_at_a_time_and_refuses_people_it_learned_from(tmp_path):
+def test_evaluation_reads_one_person_at_a_time_and_refuses_people_it_learned_from(tmp_path, warned):
     source, asked = two_sources(tmp_path)[0], []
 
     def read(data: dict[str, np.ndarray], with_neutral: bool) -> np.ndarray:
@@ -794,6 +861,9 @@ def test_evaluation_reads_one_person_at_a_time_and_refuses_people_it_learned_fro
     assert plain["mean"]["f1_micro"] == pytest.approx((10 + 2 * 4 / 6) / 12)
     everybody = evaluate_sources(read, [source], tmp_path / "cache", thresholds, tracker=Grey())["disfa"]
     assert everybody["folds"] == [1, 2, 3] and everybody["subjects"] == 6
+    twice = evaluate_sources(read, [source, ("synthetic", None), source], tmp_path / "cache", thresholds, 1, tracker=Grey())
+    assert list(twice) == ["disfa", "disfa+neutral", "disfa (2)", "disfa (2)+neutral"] and twice["disfa (2)"]["frames"] == 6
+    assert warned == ["synthetic renders are judged by themselves: give their folder alone; left out here"]
     learned = ["disfa/SN003", "disfa/SN001"]
     call = lambda: evaluate_sources(read, [source], tmp_path / "cache", thresholds, 1, learned)  # noqa: E731
     assert line(tmp_path, call) == (

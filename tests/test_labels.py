@@ -65,6 +65,21 @@ def test_an_intensity_beside_its_occurrence_is_taken(tmp_path):
     assert table.values[0, AU6] == 2.5 and not table.occurrence[AU6]
 
 
+@pytest.mark.parametrize(
+    ("text", "occurrence"),
+    [
+        ("frame,AU06\n0,A\n1,0\n", False),
+        ("frame,AU06\n0,1\n1,0\n", True),
+        ("frame,AU06r\n0,1\n1,0\n", False),
+        ("frame,AU06c,AU06r\n0,1,1\n1,0,0\n", False),
+        ("frame,AU06occurrence\n0,1\n", True),
+    ],
+)
+def test_a_trace_is_an_intensity(tmp_path, text, occurrence):
+    table = read_labels(write(tmp_path, text))
+    assert table.values[0, AU6] == 1 and bool(table.occurrence[AU6]) is occurrence
+
+
 def test_spans_hold_from_start_up_to_end(tmp_path):
     text = "au,start_s,end_s,value\nAU06,0.1,0.3,2\n6,0.3,0.4,0\nau_12,0,0.2,4\n12,0.3,0.5,9\n"
     target, known = read_labels(write(tmp_path, text)).align(np.arange(5), np.arange(5) / 10)
@@ -95,6 +110,13 @@ def test_state_and_clip_columns(tmp_path):
     with pytest.raises(InputError) as caught:
         read_labels(path, clip="c.mp4")
     assert str(caught.value) == "labels.csv has no row whose clip is 'c.mp4'. It has: a.mp4, b.mp4."
+    text = "clip,frame,AU06\n" + "a.mp4,0,1\na.day2.mp4,0,4\nb,0,2\nc.mov,0,3\nc.avi,0,5\n"
+    for clip, value in (("a.mp4", 1), ("a", 1), ("a.day2.mp4", 4), ("a.day2", 4), ("b.mp4", 2), ("c.avi", 5)):
+        assert read_labels(write(tmp_path, text), clip).values[:, AU6].tolist() == [value], clip
+    with pytest.raises(InputError) as caught:
+        read_labels(path, "c.mp4")
+    assert str(caught.value) == "labels.csv has rows of c.avi and c.mov, and 'c.mp4' may be either. Write the clip's own name."
+    path = write(tmp_path, "clip,au,start_s,end_s,state\na.mp4,6,0,1,1\nb.mp4,6,0,1,0\n")
     with pytest.raises(InputError, match=r"^labels.csv labels several clips and none was chosen. It has: a.mp4, b.mp4.$"):
         read_labels(path)
 
@@ -142,6 +164,13 @@ def test_files_by_name_and_by_stem(tmp_path):
     np.testing.assert_array_equal(known[:, AU6], [True, False, True])
     target, _ = table.align(np.arange(2), np.zeros(2), ["a.jpg", "b.jpg"])
     np.testing.assert_array_equal(target[:, AU6], [1, 2])
+    # As predict writes of photographs: the name says which it is.
+    table = read_labels(write(tmp_path, "file,frame,AU06\nb.png,0,5\nc.png,1,0\n"))
+    target, known = table.align(np.arange(3), np.zeros(3), ["a.png", "b.png", "c.png"])
+    assert known[:, AU6].tolist() == [False, True, True] and target[:, AU6].tolist() == [0, 5, 0]
+    table = read_labels(write(tmp_path, "file,frame,AU06\na.mp4,0,5\na.mp4,1,0\n"))
+    assert table.align(*frames(3), [""] * 3)[0][:, AU6].tolist() == [5, 0, 0], "a name in every row is the clip's"
+    table = read_labels(write(tmp_path, "file,AU06,AU12\nimg/a.png,1,3\nb.png,2,0\n"))
     with pytest.raises(InputError, match="labels files by name, and this clip is a video"):
         table.align(*frames(3), [""] * 3)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ..errors import ConfigError, unknown
 from .folder import Folder
@@ -39,10 +39,15 @@ def make_dataset(name: str, path: str | Path, **options: Any) -> AUDataset:
     """
     if name not in DATASETS:
         raise ConfigError(unknown("data set", name, [*DATASETS, SYNTHETIC]))
-    known = [k for k in inspect.signature(DATASETS[name].__init__).parameters if k not in ("self", "path")]
-    for key in options:
+    known = {k: p for k, p in inspect.signature(DATASETS[name].__init__, eval_str=True).parameters.items() if k not in ("self", "path")}
+    for key, given in options.items():
         if key not in known:
             raise ConfigError(unknown(f"option of {name}", key, known))
+        # As a signature has it: a whole number may stand for any.
+        allowed = known[key].annotation | int if known[key].annotation in (float, float | None) else known[key].annotation
+        if isinstance(given, bool) or not isinstance(given, allowed):
+            kind = "a whole number" if int in (allowed, *get_args(allowed)) and float not in get_args(allowed) else "a number"
+            raise ConfigError(f"option {key} of {name} is {kind if allowed is not str else 'a word'}, not '{given}'.")
     return DATASETS[name](path, **options)
 
 
@@ -68,5 +73,5 @@ def parse_source(text: str) -> Source:
         key, equals, given = pair.partition("=")
         if not equals:
             raise ConfigError(f"'{pair}' in --data {text} is no option. Write option=value.")
-        options[key] = int(given) if re.fullmatch(r"[+-]?\d+", given) else float(given) if re.fullmatch(r"\d*\.\d+", given) else given
+        options[key] = int(given) if re.fullmatch(r"[+-]?\d+", given) else float(given) if re.fullmatch(r"[+-]?\d*\.\d+", given) else given
     return Source(name, Path(path).expanduser(), options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from ..aus import AUS
 from ..errors import InputError
-from ..labels import _rows, read_labels
-from ..video import PICTURE_SUFFIXES, open_media
+from ..labels import _name, _rows, _stem, read_labels
+from ..video import VIDEO_SUFFIXES, open_media
 from .source import AUDataset, Clip, Record, leave_out
 
 
@@ -39,32 +40,31 @@ class Folder(AUDataset):
         head = [c.strip().lower() for c in rows[0][1]] if rows else []
         key = next((k for k in ("clip", "file") if k in head), None)
         media = {p.name: p for p in sorted(self.path.iterdir()) if p.is_file() and p != self._csv and not p.name.startswith(".")}
-        videos = {p.stem: p for p in media.values() if p.suffix.lower() not in PICTURE_SUFFIXES}
+        videos = {name: p for name, p in media.items() if p.suffix.lower() in VIDEO_SUFFIXES}
         if key is None and len(videos) != 1:
             raise InputError(f"folder: {self._csv.name} has neither a column 'clip' nor 'file'. Expected {self.layout}.")
         who: dict[str, set[str]] = {}
-        order: dict[str, str] = {}
+        missing: dict[str, None] = {}
         for _, cells in rows[1:]:
-            cell = dict(zip(head, cells, strict=False))
-            name = Path(cell[key].strip()).name if key else next(iter(videos.values())).name
-            subject = cell.get("subject", "").strip() or (Path(name).stem if key != "file" else self.path.name)
+            cell = dict(zip(head, cells + [""] * (len(head) - len(cells)), strict=False))
+            given = _name(cell[key]) if key else next(iter(videos))
+            name = _named(given, media if key == "file" else {**videos, **{n: p for n, p in media.items() if n == given}})
+            if not name:
+                missing[given] = None
+                continue
+            subject = cell.get("subject", "").strip() or (_stem(name) if key != "file" else self.path.name)
             who.setdefault(name, set()).add(subject)
-            order[name] = subject
         for name, subjects in who.items():
             if len(subjects) > 1:
                 raise InputError(f"folder: {self._csv.name} gives '{name}' to {' and '.join(sorted(subjects))}. Give one subject.")
+        self._skip(list(missing), "a picture" if key == "file" else "a video")
+        of = {name: next(iter(subjects)) for name, subjects in who.items()}
         if key == "file":
-            for subject in sorted(set(order.values())):
-                yield Clip(subject, subject, [name for name, s in order.items() if s == subject])
+            for subject in sorted(set(of.values())):
+                yield Clip(subject, subject, [name for name, s in of.items() if s == subject])
             return
-        missing = []
-        for name, subject in order.items():
-            video = media.get(name) or videos.get(Path(name).stem)
-            if video is None:
-                missing.append(name)
-            else:
-                yield Clip(Path(name).stem, subject, video)
-        self._skip(missing, "a video")
+        for name, subject in of.items():
+            yield Clip(name, subject, media[name])
 
     def records(self, clip: Clip) -> list[Record]:
         if isinstance(clip.data, list):
@@ -83,17 +83,30 @@ class Folder(AUDataset):
 
     def _of_pictures(self, clip: Clip) -> list[Record]:
         table = read_labels(self._csv)
-        mine = [name for name in clip.data if (self.path / name).is_file()]
-        self._skip([name for name in clip.data if name not in mine], "a picture")
-        if not mine:
-            return []
-        at = {Path(str(key)).name: row for row, key in enumerate(table.keys)}
+        if table.kind != "file":
+            raise InputError(f"folder: {self._csv.name} does not name a picture in each row's cell 'file'. Fill them in.")
+        named = [_named(_name(str(key)), dict.fromkeys(clip.data)) for key in table.keys]
+        mine = [row for row, name in enumerate(named) if name]
+        # Rows may complete each other; rows that contradict each other are refused.
+        own = replace(table, keys=[named[r] for r in mine], values=table.values[mine], lines=[table.lines[r] for r in mine])
+        target, known = own.align(np.arange(len(clip.data)), np.zeros(len(clip.data)), clip.data)
         occurrence = table.occurrence.astype(np.int8)
-        out = [Record(clip.subject, clip.name, self.path / n, i, table.values[at[n]], occurrence) for i, n in enumerate(mine)]
-        return [r for r in out if np.isfinite(r.target).any()]
+        return [
+            Record(clip.subject, clip.name, self.path / name, i, np.where(known[i], target[i], np.nan), occurrence)
+            for i, name in enumerate(clip.data)
+            if known[i].any()
+        ]
 
     def folds(self) -> dict[int, frozenset[str]]:
         return leave_out(self.subjects, 5)
+
+
+def _named(given: str, there: Mapping[str, object]) -> str:
+    """The name among those ``there`` that is meant: as it stands, or the only one of that stem. Empty: none."""
+    if given in there:
+        return given
+    alike = [name for name in there if _stem(name) == _stem(given)]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def _head(path: Path) -> list[str]:

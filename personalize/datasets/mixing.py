@@ -71,6 +71,10 @@ class AUDataModule(L.LightningDataModule):
         self.datasets: list[AUDataset | None] = [
             None if s.name == SYNTHETIC else make_dataset(s.name, s.path or ".", **s.options) for s in self.sources
         ]
+        if {"fera2017", "bp4d+"} <= {d.name for d in self._real()}:
+            ui.warn(
+                "fera2017's validation people may be some of bp4d+'s, under other numbers: the same person may be learned from and tested"
+            )
         self.held_out = {p for d in self._real() for p in fold_people(d, fold)} if fold is not None else set()
         self.validation_people = self._choose(validation)
         self._train: dict[str, np.ndarray] | None = None
@@ -195,15 +199,18 @@ def _synthetic(folder: Path, part: str) -> dict[str, np.ndarray]:
 def read_shards(paths: Iterable[Path], per_person: int | None = None, one_neutral: bool = False) -> dict[str, np.ndarray]:
     """Shards of tracked sequences joined, rows thinned to ``per_person``; see :meth:`AUDataModule.train_arrays` for the fields.
 
-    'person' is the shard's own number. Also 'frame' and 'shard' (the place of each row's shard in ``paths``). one_neutral: of each
+    'person' counts the shards' subjects. Also 'frame' and 'shard' (the place of each row's shard in ``paths``). one_neutral: of each
     person only the most typical neutral frame is marked.
     """
     paths = list(paths)
     light: list[dict[str, np.ndarray]] = []
+    people: dict[str, int] = {}
     for i, path in enumerate(paths):  # labels first: pictures only of the rows that are kept
         with np.load(path, allow_pickle=False) as file:
-            part = {k: file[k] for k in ("target", "person", "neutral", "frame", "occurrence")}
-        light.append({**part, "shard": np.full(len(part["person"]), i, np.int32), "row": np.arange(len(part["person"]))})
+            part = {k: file[k] for k in ("target", "neutral", "frame", "occurrence")}
+            person = people.setdefault(str(file["subject"]), len(people))
+        n = len(part["frame"])
+        light.append({**part, "person": np.full(n, person, np.int32), "shard": np.full(n, i, np.int32), "row": np.arange(n)})
     rows = {k: np.concatenate([p[k] for p in light]) for k in light[0]}
     mask = np.isfinite(rows["target"])
     rows["mask"], rows["target"] = mask, np.where(mask, rows["target"], 0).astype(np.float16)

@@ -26,13 +26,14 @@ from .source import (
     check_rows,
     child,
     folders,
+    frame_of,
     frames_and_values,
     leave_out,
     lines_of,
-    number,
     numbered,
     pictures,
     value,
+    warn,
 )
 
 _DISFA_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
@@ -214,6 +215,8 @@ class BP4D(AUDataset):
                 f"{self.name}: {len(table) - len(here)} of {len(table)} coded frames of {clip.name} have no picture "
                 f"(codes {codes}, pictures {numbers}). Give another frame_offset than {self.offset}."
             )
+        if len(table) - len(here) > 1:  # one is how videos end
+            warn(f"{self.name}: {len(table) - len(here)} of {len(table)} coded frames of {clip.name} have no picture and are left out")
         out = []
         for frame, (target, occurrence) in sorted(here.items()):
             source, member = shown[frame + self.offset]
@@ -288,7 +291,7 @@ def read_occurrence(path: Path, aus: tuple[int, ...], means: int) -> dict[int, t
             target[index(au)] = value(cells, i, path, line, 1)
             occurrence[index(au)] = means
         if np.isfinite(target).any():
-            table[int(number(cells, 0, path, line))] = (target, occurrence)
+            table[frame_of(cells, path, line)] = (target, occurrence)
     return table
 
 
@@ -330,7 +333,7 @@ class FERA2017(AUDataset):
     def records(self, clip: Clip) -> list[Record]:
         path, video, intensities = clip.data
         rows = lines_of(path)
-        frames = [int(number(c, 0, path, i)) for i, c in rows[1:]]
+        frames = [frame_of(c, path, i) for i, c in rows[1:]]
         check_rows(frames, path)
         check_length(self.name, len(frames), video)
         table = read_occurrence(path, self.aus, self.present_means)
@@ -355,7 +358,7 @@ def read_facs(path: Path) -> dict[int, float]:
     """A file of ``AU intensity`` lines (further columns ignored): AU -> intensity, of every AU that is listed."""
     found = {}
     for line, cells in lines_of(path):
-        found[int(number(cells, 0, path, line))] = value(cells, 1, path, line)
+        found[frame_of(cells, path, line)] = value(cells, 1, path, line)
     return found
 
 

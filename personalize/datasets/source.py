@@ -203,6 +203,14 @@ def number(cells: list[str], column: int, path: Path, line: int) -> float:
         raise InputError(f"{path.name} line {line}: '{given}' in column {column + 1} is not a number.") from None
 
 
+def frame_of(cells: list[str], path: Path, line: int) -> int:
+    """The first cell as the number of a frame. Raises InputError with its line."""
+    found = number(cells, 0, path, line)
+    if not found.is_integer():
+        raise InputError(f"{path.name} line {line}: '{cells[0]}' is no number of a frame.")
+    return int(found)
+
+
 def value(cells: list[str], column: int, path: Path, line: int, top: float = MAX_INTENSITY) -> float:
     """A cell as an AU value 0 to ``top``; NaN for the codes that mean unknown. Raises InputError for others."""
     if column < len(cells) and cells[column] in ("", "nan", "NaN"):
@@ -218,7 +226,7 @@ def value(cells: list[str], column: int, path: Path, line: int, top: float = MAX
 def frames_and_values(path: Path) -> tuple[list[int], list[float]]:
     """A file of ``frame,intensity`` lines without header."""
     rows = lines_of(path)
-    return [int(number(c, 0, path, i)) for i, c in rows], [value(c, 1, path, i) for i, c in rows]
+    return [frame_of(c, path, i) for i, c in rows], [value(c, 1, path, i) for i, c in rows]
 
 
 def au_columns(header: list[str]) -> dict[int, int]:

@@ -128,8 +128,8 @@ def print_tables(title: str, table: dict[str, Any]) -> None:
 def write_tables(tables: dict[str, dict[str, Any]], path: Path) -> None:
     """PATH.json with everything, PATH.csv with a row for each table, AU and fold ('mean': over the folds). tables: name -> table."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(_finite(tables), indent=1) + "\n")
-    with path.with_suffix(".csv").open("w", newline="") as file:
+    Path(f"{path}.json").write_text(json.dumps(_finite(tables), indent=1) + "\n")
+    with Path(f"{path}.csv").open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["table", "au", "fold", *METRICS, "frames", "present"])
         for name, table in tables.items():
@@ -160,7 +160,8 @@ def evaluate_sources(
     learned_from: Collection[str] = (),
     tracker: Tracker | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Tables of a model on data sets, 'NAME' and 'NAME+neutral' (with the person's most typical neutral-labelled frame given).
+    """Tables of a model on data sets, 'NAME' and 'NAME+neutral' (with the person's most typical neutral-labelled frame given); of a second
+    source of that name 'NAME (2)'.
 
     read: see :data:`Reading`; gets one person at a time, fields as of :meth:`AUDataModule.train_arrays`. fold: only its test people;
     None: those of all folds, each in the fold that tests them. learned_from: the 'people' of the model's card; raises InputError where one
@@ -168,8 +169,10 @@ def evaluate_sources(
     neutral. A frame that served as neutral is judged in neither table; people without one are not in the second.
     """
     tables: dict[str, dict[str, Any]] = {}
+    named: dict[str, int] = {}
     for source in (Source(*s) for s in sources):
         if source.name == SYNTHETIC:
+            ui.warn("synthetic renders are judged by themselves: give their folder alone; left out here")
             continue
         dataset = make_dataset(source.name, source.path or ".", **source.options)
         people = fold_people(dataset, fold)
@@ -183,7 +186,9 @@ def evaluate_sources(
                 f"{dataset.name}: the model learned from {len(seen)} of these {len(subjects)} people ({some}). "
                 "Give the fold that its training left out: --fold"
             )
-        tables |= _evaluate(read, dataset, cache, subjects, thresholds, tracker)
+        made = _evaluate(read, dataset, cache, subjects, thresholds, tracker)
+        named[source.name] = again = named.get(source.name, 0) + 1
+        tables |= {key.replace(source.name, f"{source.name} ({again})", 1) if again > 1 else key: table for key, table in made.items()}
     if not tables:
         raise ConfigError("no real data to evaluate on: give --data NAME=PATH.")
     return tables

@@ -34,11 +34,11 @@ SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "pose": (np.float32, (3,)),
     "target": (np.float16, (len(AUS),)),
     "occurrence": (np.int8, (len(AUS),)),
-    "person": (np.int32, ()),
     "neutral": (np.bool_, ()),
     "frame": (np.int32, ()),
 }
-"""Fields of a shard: type, and shape of one row. target: NaN where unknown; occurrence: see :class:`~.source.Record`."""
+"""Fields of a shard: type, and shape of one row. target: NaN where unknown; occurrence: see :class:`~.source.Record`. Beside them stand
+'subject', whose sequence it is, and 'counts'."""
 
 
 @dataclass
@@ -85,11 +85,10 @@ def track_dataset(
         assert tracker is not None
         if tracker.scheme != "mesh478":
             raise ConfigError(f"training data need a tracker of 478 points, and this one's scheme is '{tracker.scheme}'. Use mediapipe.")
-        numbers = {s: i for i, s in enumerate(dataset.subjects)}
         try:
             with ui.progress(None, len(todo), f"Tracking {len(todo)} sequences of {dataset.name}") as bar:
                 for clip in todo:
-                    _track(dataset, clip, done.paths[clip.name], tracker, numbers[clip.subject], bar)
+                    _track(dataset, clip, done.paths[clip.name], tracker, bar)
         finally:
             if own is not None:
                 own.close()
@@ -103,7 +102,7 @@ def track_dataset(
     return done
 
 
-def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, person: int, bar: Any) -> None:
+def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, bar: Any) -> None:
     records = dataset.records(clip)
     rows: dict[str, list[Any]] = {k: [] for k in SHAPES}
     decoded = left_out = 0
@@ -118,7 +117,7 @@ def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, person:
             continue
         # NaN is not 0: a frame that may show something is nobody's neutral.
         neutral = bool(coded) and bool((record.target[coded] == 0).all())
-        values = (*found, record.target, record.occurrence, person, neutral, record.frame)
+        values = (*found, record.target, record.occurrence, neutral, record.frame)
         for key, value in zip(SHAPES, values, strict=True):
             rows[key].append(value)
     bar.advance(1 - decoded / len(records) if records else 1)
