@@ -130,10 +130,20 @@ class Adapter(ABC):
                 )
             start = self._base.get(name, now[name]) if applied else now[name]
             writes[name] = value if kind + "/" == VALUE else start.detach() + value.to(start.device, start.dtype)
-        self.own_restore(model, own, applied)
-        with torch.no_grad():
-            for name, value in writes.items():
-                now[name].copy_(value)
+        # What changes in full first: an adapter's own way of a change may be one to that very weight.
+        before = {name: now[name].detach().clone() for name in writes}
+        try:
+            self._write(now, writes)
+            self.own_restore(model, own, applied)
+        except ProfileError:
+            self._write(now, before)
+            raise
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(there: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            there[name].copy_(value)
 
     def train_mode(self, model: nn.Module) -> None:
         """Training mode for what moves. BatchNorm keeps its statistics unless the adapter moves them, and a part none of whose parameters

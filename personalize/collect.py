@@ -175,6 +175,13 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     return Identity(name, observations, intensity, neutral, media.size, found.scheme)
 
 
+def extent(found: Collected, media: Media) -> Extent | None:
+    """Of a video, of which not all frames are kept, all that labels may be about; None of photographs."""
+    if media.fps <= 0:
+        return None
+    return Extent(found.frames, 1 / media.fps, media.duration or found.frames / media.fps)
+
+
 def labels_of(
     labels: LabelTable | None, identity: Identity, found: Collected, media: Media, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,11 +192,7 @@ def labels_of(
     if labels is None:
         return np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(AUS)), bool)
     frames, times = np.array([o.frame for o in observations]), np.array([o.timestamp for o in observations])
-    clip = None
-    if media.fps > 0:
-        step = 1 / media.fps
-        clip = Extent(found.frames, step, media.duration or found.frames * step)
-    target, known = labels.align(frames, times, [o.file for o in observations], clip)
+    target, known = labels.align(frames, times, [o.file for o in observations], extent(found, media))
     target = np.where(labels.occurrence[None] & (target >= 1), 3.0, target).astype(np.float32)
     used = int(known.any(1).sum())
     if not used:

@@ -149,7 +149,10 @@ def generate(
                     rejected[cell] += 1
                     continue
                 faces = tracker.detect(sample.image, 0.0, True)
-                pose = geometry.fit_pose(faces[0].landmarks, tracker.scheme) if faces else None
+                try:
+                    pose = geometry.fit_pose(faces[0].landmarks, tracker.scheme) if faces else None
+                except (ValueError, np.linalg.LinAlgError):  # a mesh without extent
+                    pose = None
                 origin = identity.observations[sample.source]
                 asked = origin.pose if request.pose is None else np.asarray(request.pose)
                 if pose is None or np.abs(np.array(pose.angles) - asked)[:2].max() > 0.35:

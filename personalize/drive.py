@@ -251,7 +251,7 @@ def drive(
                 corner = free_corner(image.shape, face_mask(scene.points, image.shape))
             if mark:
                 image = watermark(image, corner)
-            writer.write(image)
+            writer.write(image, float(driver.times[i] - driver.times[0]))
             table.writerow(scene.row(i, float(driver.times[i])))
             outcome.held += scene.state == "held"
             outcome.bare += scene.state == "bare"

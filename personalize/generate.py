@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import errno
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -388,14 +390,28 @@ def generate_command(args: argparse.Namespace) -> int:
             said = _video(args, recipe, media, driver, tracker, folder, partial)
         else:
             said = _pictures(args, recipe, media, tracker, folder, partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        place = _put(partial, folder)
     finally:
         tracker.close()
         shutil.rmtree(partial, ignore_errors=True)
-    ui.info(f"wrote {said} to {args.output}")
+    ui.info(f"wrote {said} to {args.output if place == folder else place}")
     return 0
+
+
+def _put(made: Path, folder: Path) -> Path:
+    """Give a finished folder its name, or, where another run was faster, the next one that is free; returns it."""
+    place = folder
+    for number in itertools.count(2):
+        try:
+            made.rename(place)  # an empty folder of that name gives way
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            place = folder.with_name(f"{folder.name}-{number}")
+    if place != folder:
+        ui.warn(f"{folder.name} was filled meanwhile: this run is in {place.name}")
+    return place
 
 
 def _identify(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tracker: Tracker) -> Identity:
@@ -520,9 +536,10 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
             else:
                 written(len(place) - 1, tilted(sample.image, roll_of(sample.request)), sample)
     if not place:
+        meshed = any(o.landmarks is not None and np.isfinite(o.landmarks).all() for o in identity.observations)
         raise InputError(
             f"{recipe['generator']['name']} could make none of the pictures asked for from {media.name}: "
-            "ask for smaller changes or another generator."
+            + ("ask for smaller changes or another generator." if meshed else "it needs a tracker of 478 points with depth, as mediapipe.")
         )
     if args.composite:
         _put_back(media, identity, tracker, kept, aside, recipe["seed"], written)

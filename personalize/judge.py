@@ -27,7 +27,7 @@ import numpy as np
 
 from . import data, geometry, likeness, metrics, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, column
-from .collect import collect, identify
+from .collect import collect, extent, identify
 from .data import Samples, balanced_requests
 from .engine import Session
 from .errors import InputError
@@ -36,7 +36,7 @@ from .faces import Observation, Tracker
 from .generate import Cell, Sheet, create_generator, png_info, provenance, sheet_cells
 from .generators import Generator, Request, Sample
 from .identity import NEAR_S, Identity, find_neutral
-from .labels import LabelTable, read_labels
+from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
 from .video import Media, open_media
@@ -384,7 +384,11 @@ def _similarity(pictures: Sequence[Sample], case: Case) -> dict[str, Any]:
     chips = [_chip(o, scheme) for group in some.values() for o in group]
     rows = net(chips, "Comparing faces")
     own, generated, others = np.split(rows, np.cumsum([len(g) for g in some.values()])[:-1])
-    at = {key: np.array([o.timestamp for o in group]) for key, group in some.items()}
+    # Of photographs no two are near in time: only the very same one is left out.
+    still = not np.ptp([o.timestamp for o in case.identity.observations])
+    at = {key: np.array([2.0 * o.frame if still else o.timestamp for o in group]) for key, group in some.items()}
+    if np.ptp(at["own"]) < 1:
+        return {"left_out": "needs frames of the person that are a second apart, or several photographs"}
     return {
         "network": {"name": net.name, "sha256": net.sha256},
         "generated": _range(likeness.similarity(generated, own, at["generated"], at["own"])),
@@ -543,15 +547,15 @@ def _is_held(times: np.ndarray) -> np.ndarray:
     return held if held.sum() >= 4 and (~held).sum() >= 4 else np.arange(len(times)) % 5 >= 3
 
 
-def split(identity: Identity, labels: LabelTable, neutral_at: float | None = None) -> tuple[Identity, Held]:
+def split(identity: Identity, labels: LabelTable, neutral_at: float | None = None, clip: Extent | None = None) -> tuple[Identity, Held]:
     """The part of a person's frames that the generator may see, those around ``neutral_at`` seconds among them, and the labelled rest.
-    Raises InputError where a part is empty."""
+    clip: where these are not all of its frames. Raises InputError where a part is empty."""
     observations = identity.observations
     times = np.array([o.timestamp for o in observations])
     held = _is_held(times)
     if neutral_at is not None:
         held &= np.abs(times - neutral_at) > NEAR_S + 1e-6
-    target, known = labels.align(np.array([o.frame for o in observations]), times, [o.file for o in observations])
+    target, known = labels.align(np.array([o.frame for o in observations]), times, [o.file for o in observations], clip)
     if held.all() or not known[held].any():
         raise InputError(f"no label falls on the held-out frames of {identity.name} (two of every five seconds): label more of the clip.")
     given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
@@ -568,10 +572,11 @@ def judge_clip(args: argparse.Namespace, recipe: dict[str, Any], media: Media, t
     rivals = [open_media(path) for path in args.others or ()]
     base = load_base(recipe["base"])
     verifier = load_base(args.verifier) if args.verifier else base
-    identity = identify(collect(media, tracker, args.face, labels, args.neutral), base, media, media.path.stem, args.neutral, [])
+    found = collect(media, tracker, args.face, labels, args.neutral)
+    identity = identify(found, base, media, media.path.stem, args.neutral, [])
     held = None
     if labels is not None:
-        identity, held = split(identity, labels, args.neutral)
+        identity, held = split(identity, labels, args.neutral, extent(found, media))
     others = [o for rival in rivals for o in _some(collect(rival, tracker, quiet=True).observations, FACES // max(len(rivals), 1))]
     case = Case(identity, tracker, base, verifier, recipe, held, others, ", ".join(r.name for r in rivals))
     name = recipe["generator"]["name"]

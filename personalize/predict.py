@@ -248,7 +248,7 @@ def _draw(media: Media, table: Table, person: int, name: str, writer: VideoWrite
             if row is not None and row.base is not None and row.best is not None:
                 shown, base = (dict(zip(COLUMNS, values.tolist(), strict=True)) for values in (row.best, row.base))
                 image = draw(image, row.box, name, shown, None if row.personal is None else base)
-            writer.write(_fit(image, writer.size))
+            writer.write(_fit(image, writer.size), frame.timestamp if media.kind == "video" else None)
 
 
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import registry
@@ -396,6 +398,8 @@ def write_plugin(kind: str, name: str, folder: str | Path) -> tuple[Path, Path]:
     existing = registry.available(kind)
     if name in existing:
         raise ConfigError(f"{registry.singular(kind)} '{name}' is already offered by {existing[name].source}. Choose another name.")
+    if name in sys.stdlib_module_names or find_spec(name) is not None:
+        raise ConfigError(f"'{name}' is a module of Python or of an installed package, which {name}.py would hide. Choose another name.")
     folder = Path(folder)
     plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"
     for file in (plugin, test):

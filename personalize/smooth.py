@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,9 +205,20 @@ def from_card(card: dict[str, Any], aus: int) -> np.ndarray | None:
     return params
 
 
-def main() -> None:
-    """Fit the filter of a base and write it into its card."""
-    from .weights import load_base
+def main() -> int:
+    """Fit the filter of a base and write it into its card; returns the exit code."""
+    from . import ui
+    from .errors import PersonalizeError
+
+    try:
+        return _main()
+    except PersonalizeError as error:
+        ui.error(error)
+        return 2
+
+
+def _main() -> int:
+    from .weights import load_base, weights_at
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="the base's path, as in personalize/assets/base-s")
@@ -214,7 +226,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--folder", type=Path, help="keep the clips here, and use those that are there")
     args = parser.parse_args()
-    path = args.base.with_suffix(".safetensors")
+    path = weights_at(args.base)
     params = fit_smoother(sequences_from_clips(load_base(str(path)), args.people, args.seconds, folder=args.folder))
     card = path.with_suffix(".json")
     content = json.loads(card.read_text())
@@ -224,7 +236,8 @@ def main() -> None:
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, card)
     print(f"wrote 'smoothing' into {card}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

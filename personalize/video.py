@@ -257,7 +257,7 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2.jpg before 10.jpg."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", path.name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", path.name) if part]
 
 
 def open_media(path: str | Path) -> Media:
@@ -296,7 +296,8 @@ def open_media(path: str | Path) -> Media:
 def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
+            # Of animated pictures ffmpeg reads GIF; of the others the first one counts.
+            return getattr(picture, "n_frames", 1) == 1 or picture.format != "GIF"
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return path.suffix.lower() in PICTURE_SUFFIXES and path.suffix.lower() != ".gif"
 
@@ -313,8 +314,9 @@ def _picture_size(path: Path) -> tuple[int, int]:
 class VideoWriter:
     """Writes an H.264 clip (MPEG-4 part 2 where the encoder is missing); the file appears under its name only when it is complete.
 
-    path: its suffix decides the container (.mp4 by default). fps: frames a second. size: (width, height); odd sizes are padded by one
-    pixel. metadata: tags of the file, such as 'title' and 'comment'. As a context manager, it leaves no file where an error was raised.
+    path: its suffix decides the container (.mp4 by default). fps: frames a second, where :meth:`write` is not told times. size: (width,
+    height); odd sizes are padded by one pixel. metadata: tags of the file, such as 'title' and 'comment'. As a context manager, it leaves
+    no file where an error was raised.
     Raises InputError where the file cannot be written (no such folder, full disk, unknown suffix).
     """
 
@@ -324,6 +326,8 @@ class VideoWriter:
         suffix = self.path.suffix or ".mp4"
         self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial{suffix}")
         rate = Fraction(fps if fps > 0 else 25.0).limit_denominator(1001)
+        # Some 90,000th of a second, of which the length of a frame is a whole number.
+        self._tick, self._last = Fraction(1, rate.numerator * -(-90_000 // rate.numerator)), -1
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self._container: Any = None
         if not self.path.parent.is_dir():
@@ -342,12 +346,19 @@ class VideoWriter:
         else:
             self._stream.bit_rate = max(int(size[0] * size[1] * float(rate) * 0.15), 400_000)
 
-    def write(self, rgb: np.ndarray) -> None:
-        """Adds one frame: (height, width, 3) uint8 RGB. Raises ValueError for another size, InputError for a full disk."""
+    def write(self, rgb: np.ndarray, time: float | None = None) -> None:
+        """Adds one frame: (height, width, 3) uint8 RGB. time: seconds at which it is shown, rising, given for all frames or for none, which
+        are then a frame's length apart, as they are in a container that knows no times (.avi). Raises ValueError for another size,
+        InputError for a full disk."""
         if rgb.shape != (self.size[1], self.size[0], 3):
             raise ValueError(f"frame of shape {rgb.shape}, the clip is {self.size[0]}x{self.size[1]}")
         pad = ((0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0))
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(rgb, pad, mode="edge")), format="rgb24")
+        if time is not None and self.path.suffix.lower() != ".avi":
+            if self._last < 0:
+                self._stream.codec_context.time_base = self._tick
+            self._last = max(self._last + 1, round(time / self._tick))
+            frame.pts, frame.time_base = self._last, self._tick
         self._mux(frame)
 
     def _mux(self, frame: VideoFrame | None) -> None:

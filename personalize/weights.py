@@ -93,10 +93,7 @@ def load_base(name: str = SHIPPED) -> Base:
             blob = folder.joinpath(f"{name}.safetensors").read_bytes()
             card = json.loads(folder.joinpath(f"{name}.json").read_text())
         else:
-            path = Path(name)
-            path = (path / path.resolve().name if path.is_dir() else path).with_suffix(".safetensors")
-            if not path.is_file():
-                raise ProfileError(f"no base model at {path}: give 'base-s', or the path that 'personalize base fit --output' wrote.")
+            path = weights_at(name)
             blob, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
         tensors = load(blob)
         if card["aus"] != list(AUS):
@@ -115,6 +112,15 @@ def load_base(name: str = SHIPPED) -> Base:
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
     return base
+
+
+def weights_at(name: str | Path) -> Path:
+    """NAME.safetensors of a base model at a path: NAME, or the folder that it is in. Raises ProfileError where there is none."""
+    path = Path(name)
+    path = (path / path.resolve().name if path.is_dir() else path).with_suffix(".safetensors")
+    if not path.is_file():
+        raise ProfileError(f"no base model at {path}: give 'base-s', or the path that 'personalize base fit --output' wrote.")
+    return path
 
 
 def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:

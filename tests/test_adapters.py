@@ -65,6 +65,7 @@ ADAPTERS: dict[str, Any] = {
     "norm+head": lambda **o: Norm(head=True, **o),
     "lora": LoRA,
     "lora+all": lambda **o: LoRA(rank=2, alpha=4.0, backbone=True, also=["head.first_cut", "fuse.*.bias"], **o),
+    "lora+changed": lambda **o: LoRA(also=["head.*"], **o),
     "full": Full,
     "full+bn": lambda **o: Full(batchnorm="adapt", **o),
 }
@@ -111,6 +112,7 @@ def test_only_what_is_said_to_move_moves(name: str, base: AUNet, inputs: tuple[t
         "norm+head": lambda k: k in norms or k.startswith("head."),
         "lora": lambda k: False,
         "lora+all": lambda k: k == "head.first_cut" or (k.startswith("fuse.") and k.endswith(".bias")),
+        "lora+changed": lambda k: k.startswith("head."),
         "full": lambda k: True,
         "full+bn": lambda k: True,
     }[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -302,6 +303,14 @@ def test_a_request_for_a_pose_is_held_to_it() -> None:
     requests = [Request({1: 2.0}, pose=p) for p in ((0.0, 0.0, 0.0), (0.0, turned, 0.0))]
     samples, _ = generate(Scripted(), requests, identity, ByColour(), "Testing")
     assert samples is not None and len(samples) == 1 and samples.rejected == {"AU01": 1}
+
+
+def test_a_mesh_without_extent_is_no_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ByColour.detect
+    monkeypatch.setattr(ByColour, "detect", lambda *a: [dataclasses.replace(f, landmarks=0 * f.landmarks) for f in found(*a)])
+    identity = Identity("her", [observation(0), observation(1)], np.zeros((2, K)), None, (160, 160))
+    samples, _ = generate(Scripted(), [Request({1: 2.0})], identity, ByColour(), "Testing")
+    assert samples is None
 
 
 def test_nothing_usable() -> None:

@@ -402,6 +402,33 @@ def test_a_neutral_named_by_the_user_is_the_one_that_is_moved(face_clip: Clip, t
     assert len(times) >= 4 and (np.abs(times - 1.0) <= 0.26).all()
 
 
+def test_of_two_runs_into_one_folder_both_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "generated"
+    folder.mkdir()
+    for i, name in enumerate(("generated", "generated-2", "generated-3")):
+        made = tmp_path / f".{i}.partial"
+        made.mkdir()
+        (made / "own").write_text(str(i))
+        assert generate._put(made, folder) == tmp_path / name and (tmp_path / name / "own").read_text() == str(i)
+        said = f"warning: generated was filled meanwhile: this run is in {name}"
+        assert capfd.readouterr().err.splitlines() == ([said] if i else [])
+
+
+def test_a_tracker_without_depth_gets_no_pictures(face_clip: Clip, tmp_path: Path, command: Command) -> None:
+    """Not half-black ones with full labels."""
+    plugin = tmp_path / "flat.py"
+    plugin.write_text(
+        "import numpy as np\nfrom personalize.registry import register\n"
+        "from personalize_plugins.trackers.mediapipe import MediaPipeTracker\n\n\n@register('flat')\n"
+        "class Flat(MediaPipeTracker):\n    def detect(self, *given):\n        found = super().detect(*given)\n"
+        "        for face in found:\n            face.landmarks[:, 2] = np.nan\n        return found\n"
+    )
+    words = ["--tracker", "flat", "--plugins", plugin, "--output", tmp_path / "out"]
+    said = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", *words)
+    why = "could make none of the pictures asked for from face.mp4: it needs a tracker of 478 points with depth, as mediapipe."
+    assert said.code == 2 and said.err[-1] == f"error: mesh_warp {why}" and not (tmp_path / "out").exists()
+
+
 def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: Path) -> None:
     out = tmp_path / "made"
     said = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", "-n", "2", "--output", out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,7 +20,7 @@ from personalize.aus import AUS, COLUMNS
 from personalize.faces import Observation
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
-from personalize.labels import read_labels
+from personalize.labels import Extent, read_labels
 
 K = len(AUS)
 
@@ -193,6 +194,41 @@ def test_held_out_frames_are_not_given(tmp_path: Path) -> None:
     given, held = judge.split(frames([i / 2 for i in range(20)]), read_labels(path), 4.0)
     assert [o.frame for o in held.observations] == [6, 7, 9, 16, 17, 18, 19], "the moment named as neutral is given"
     assert given.neutral is not None and [given.observations[i].frame for i in given.neutral.indices] == [8]
+
+
+def test_labels_in_seconds_are_of_the_clips_own_frames(tmp_path: Path) -> None:
+    """Of a long clip a frame in a second is kept: a label half a second away is another frame's."""
+    path = tmp_path / "labels.csv"
+    path.write_text("timestamp,AU06\n" + "".join(f"{t},{v}\n" for t, v in ((3.0, 1), (4.04, 2), (4.4, 3), (8.0, 4), (50.0, 5))))
+    _, held = judge.split(frames([float(i) for i in range(20)]), read_labels(path), clip=Extent(1500, 0.04, 60.0))
+    known = held.known[:, at(6)]
+    assert [o.timestamp for o, k in zip(held.observations, known, strict=True) if k] == [3.0, 8.0] and held.target[
+        known, at(6)
+    ].tolist() == [1, 4]
+
+
+def test_likeness_of_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stills only the picture's own source is no comparison; a moment of a clip has nothing to be compared with, and says so."""
+    monkeypatch.setattr(judge.likeness, "face_network", lambda: FakeNetwork())
+    monkeypatch.setattr(judge, "_chip", lambda o, scheme: o.view)
+    monkeypatch.setattr(judge, "observed", lambda sample, case: case.identity.observations[sample.source])
+    identity = frames([0.0] * 3)
+    pictures = [Sample(np.zeros((8, 8, 3), np.uint8), np.zeros(K), np.ones(K, bool), Request({}), 1)]
+    case = SimpleNamespace(identity=identity, others=[], others_are="")
+    found = judge._similarity(pictures, case)
+    assert found["same_person"]["mean"] == pytest.approx(np.cos(2 * np.pi / 3)) == found["generated"]["mean"]
+    case.identity = frames([0.0, 0.3, 0.6])
+    assert judge._similarity(pictures, case) == {"left_out": "needs frames of the person that are a second apart, or several photographs"}
+
+
+class FakeNetwork:
+    """A picture's direction by its grey: three of them a third of a turn apart."""
+
+    name = sha256 = "fake"
+
+    def __call__(self, chips: list[np.ndarray], title: str) -> np.ndarray:
+        turn = 2 * np.pi / 3 * np.array([float(c[0, 0, 0]) for c in chips])
+        return np.stack([np.cos(turn), np.sin(turn)], 1)
 
 
 def test_bars() -> None:

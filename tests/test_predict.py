@@ -23,7 +23,7 @@ from personalize.aus import AUS
 from personalize.faces import Observation
 from personalize.profile import Profile
 from personalize.reader import Reader, Reading, lasting
-from personalize.video import Frame
+from personalize.video import Frame, open_media
 from personalize.weights import KNOTS, load_base
 
 Run = Callable[..., Said]
@@ -324,9 +324,18 @@ def test_rotated_phone_video(face_clip: Clip, tmp_path: Path, command: Run, matr
 
 def test_variable_frame_rate(face_clip: Clip, tmp_path: Path, command: Run) -> None:
     pts = [int(p) for p in np.cumsum([0, 40, 40, 120, 20, 33, 200] * 5)[:30]]
-    said = command("predict", "--input", encode(tmp_path / "vfr.mkv", face_clip.images[:30], pts), "--output", tmp_path / "vfr.csv")
+    said = command(
+        "predict",
+        "--input",
+        encode(tmp_path / "vfr.mkv", face_clip.images[:30], pts),
+        "--output",
+        tmp_path / "vfr.csv",
+        "--overlay",
+        tmp_path / "seen.mp4",
+    )
     assert said.code == 0 and said.warnings == []
     assert [float(r["timestamp"]) for r in rows_of(tmp_path / "vfr.csv")] == pytest.approx([p / 1000 for p in pts], abs=2e-3)
+    assert [f.timestamp for f in open_media(tmp_path / "seen.mp4").frames()] == pytest.approx([p / 1000 for p in pts], abs=2e-3)
 
 
 @pytest.mark.parametrize("pix", ["yuv444p", "yuv420p10le", "gray"])

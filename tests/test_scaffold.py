@@ -77,6 +77,14 @@ def test_taken_names(tmp_path: Path) -> None:
         scaffold.write_plugin("trackers", "mediapipe", tmp_path)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("buffer", "random"), ("generator", "copy"), ("adapter", "numpy")])
+def test_names_that_would_hide_a_module(tmp_path: Path, kind: str, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        scaffold.write_plugin(kind, name, tmp_path)
+    why = f"'{name}' is a module of Python or of an installed package, which {name}.py would hide. Choose another name."
+    assert str(caught.value) == why and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("existing", ["mine.py", "test_mine.py"])
 def test_nothing_is_overwritten(tmp_path: Path, existing: str) -> None:
     (tmp_path / existing).write_text("precious")

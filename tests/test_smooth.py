@@ -158,7 +158,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[np.ndarray | Non
     return copy
 
 
-def test_card_holds_the_parameters(base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_holds_the_parameters(base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The module's command writes them and nothing else; what is broken is said in one line."""
     path = base(None)
     before = json.loads(path.with_suffix(".json").read_text())
@@ -169,13 +169,22 @@ def test_card_holds_the_parameters(base: Callable[..., Path], monkeypatch: pytes
     learnt_now = fit_smoother(courses, steps=3)
     monkeypatch.setattr(smooth, "fit_smoother", lambda given: learnt_now if given is courses else None)
     monkeypatch.setattr("sys.argv", ["smooth", "--base", str(path), "--people", "2", "--seconds", "3"])
-    smooth.main()
+    assert smooth.main() == 0
     after = json.loads(path.with_suffix(".json").read_text())
     assert asked == [(2, 3.0)] and {k: v for k, v in after.items() if k != "smoothing"} == before
     assert after["smoothing"]["command"] == "python -m personalize.smooth --people 2 --seconds 3"
     assert sorted(path.parent.iterdir()) == [path.with_suffix(".json"), path.with_suffix(".safetensors")]
     learnt = load_base(str(path)).smoothing
     assert learnt is not None and np.allclose(learnt, learnt_now, atol=1e-4)
+    monkeypatch.setattr("sys.argv", ["smooth", "--base", str(path.parent)])  # as base fit names it
+    own = path.parent / path.parent.name
+    for suffix in (".json", ".safetensors"):
+        shutil.copy2(path.with_suffix(suffix), own.with_suffix(suffix))
+    assert smooth.main() == 0 and "--people 16" in own.with_suffix(".json").read_text()
+    monkeypatch.setattr("sys.argv", ["smooth", "--base", "nowhere"])
+    assert smooth.main() == 2
+    why = "error: no base model at nowhere.safetensors: give 'base-s', or the path that 'personalize base fit --output' wrote."
+    assert capsys.readouterr().err.splitlines()[-1] == why
     after["smoothing"]["bias"] = [0.0]
     path.with_suffix(".json").write_text(json.dumps(after))
     with pytest.raises(ProfileError, match="cannot be read"):

@@ -171,13 +171,23 @@ def test_no_such_file_folder_without_pictures_sound_only(tmp_path: Path) -> None
 def test_folder_is_read_in_natural_order(tmp_path: Path, warnings: list[str]) -> None:
     for n in (10, 2, 1):
         Image.fromarray(picture(n)).save(tmp_path / f"f{n}.png")
+    Image.fromarray(picture(4)).save(tmp_path / "f10²3.png")  # a digit that is no number
     (tmp_path / "f3.png").write_bytes(b"broken")
     (tmp_path / "notes.txt").write_text("x")
     media = video.open_media(tmp_path)
     frames = list(media.frames())
     assert media.kind == "folder" and media.still
-    assert [(f.index, f.file, f.timestamp) for f in frames] == [(0, "f1.png", 0.0), (1, "f2.png", 0.0), (2, "f10.png", 0.0)]
-    assert warnings == [f"{tmp_path.name}: left out 1 of 4 pictures that cannot be read (f3.png)"]
+    assert [(f.index, f.file, f.timestamp) for f in frames] == [
+        (0, "f1.png", 0.0), (1, "f2.png", 0.0), (2, "f10.png", 0.0), (3, "f10²3.png", 0.0)
+    ]  # fmt: skip
+    assert warnings == [f"{tmp_path.name}: left out 1 of 5 pictures that cannot be read (f3.png)"]
+
+
+def test_the_first_picture_of_an_animated_one(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(picture(n)) for n in (3, 9))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=[second], lossless=True)
+    (frame,) = video.open_media(tmp_path / "a.webp").frames()
+    assert np.array_equal(frame.image, picture(3))
 
 
 def test_exif_orientation(tmp_path: Path) -> None:
@@ -235,6 +245,20 @@ def test_writer(tmp_path: Path, size: tuple[int, int], warnings: list[str]) -> N
     assert media.fps == pytest.approx(30000 / 1001, rel=1e-4)
     assert abs(int(frames[9].image[40, 50, 1]) - 76) < 6
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"] and warnings == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_writer_keeps_the_times_it_is_told(tmp_path: Path, suffix: str) -> None:
+    """Of a clip of variable rate; of a clip of a constant one nothing changes, nor in a container that knows no times."""
+    times = [0.0, 0.1, 0.15, 2.0, 2.04]
+    for name, given in (("own" + suffix, times), ("even" + suffix, [i / 25 for i in range(5)]), ("even.avi", times)):
+        with video.VideoWriter(tmp_path / name, 25, (64, 48)) as writer:
+            for i, time in enumerate(given):
+                writer.write(picture(i, 64, 48), time)
+    own, even, counted = (video.open_media(tmp_path / name) for name in ("own" + suffix, "even" + suffix, "even.avi"))
+    assert [f.timestamp for f in own.frames()] == pytest.approx(times, abs=1e-3)
+    assert [f.timestamp for f in even.frames()] == pytest.approx([i / 25 for i in range(5)], abs=1e-3)
+    assert even.fps == pytest.approx(25) and counted.fps == pytest.approx(25) and len(list(counted.frames())) == 5
 
 
 def test_writer_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -228,7 +228,8 @@ class MeshWarp(Generator):
     # --- the person -------------------------------------------------------------------------------------------------------------
 
     def prepare(self, identity: Identity, seed: int) -> None:
-        """Chooses calm frames in several poses and fits the light. Frames need ``view`` and mesh landmarks; without any, all is refused."""
+        """Chooses calm frames in several poses and fits the light. Frames need ``view`` and mesh landmarks with depth; without any, all is
+        refused."""
         mesh = load_mesh()
         self._seed, self._count = seed, 0
         rng = np.random.default_rng([seed, 160])
@@ -245,6 +246,7 @@ class MeshWarp(Generator):
             and o.view_to_frame is not None
             and len(o.image_landmarks) == 478
             and o.landmarks is not None
+            and np.isfinite(o.landmarks).all()
             and o.quality > 0.05
         ]
         if not usable:
