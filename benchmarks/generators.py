@@ -67,8 +67,8 @@ class Renders(Generator):
     def _answer(self, request: Request) -> Sample | None:
         calm = [0] if self.identity.neutral is None else self.identity.neutral.indices
         source = int(calm[0]) if request.source is None else request.source
-        pose = np.array(self.identity.observations[source].pose if request.pose is None else request.pose, np.float32)
-        pose[2] = 0
+        pitch, yaw, _ = self.identity.observations[source].upright if request.pose is None else request.pose
+        pose = geometry.tilted(pitch, yaw).astype(np.float32)
         aus = np.array([request.aus.get(au, 0.0) for au in AUS], np.float32)
         extra = np.zeros(len(controls()[0]), np.float32)
         for au, strength in self.open.items():

@@ -153,9 +153,8 @@ def generate(
                     pose = geometry.fit_pose(faces[0].landmarks, tracker.scheme) if faces else None
                 except (ValueError, np.linalg.LinAlgError):  # a mesh without extent
                     pose = None
-                origin = identity.observations[sample.source]
-                asked = origin.pose if request.pose is None else np.asarray(request.pose)
-                if pose is None or np.abs(np.array(pose.angles) - asked)[:2].max() > 0.35:
+                asked = identity.observations[sample.source].upright if request.pose is None else np.asarray(request.pose)
+                if pose is None or np.abs(geometry.upright(pose.angles) - asked)[:2].max() > 0.35:
                     rejected[cell] += 1
                     continue
                 crop, _ = geometry.crop(sample.image, pose, tracker.scheme)

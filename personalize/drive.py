@@ -75,7 +75,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         reading = reader.read(waiting)
         own = reading.expected if reading.own is None else reading.own
         for o, expected, personal in zip(waiting, reading.expected, own, strict=True):
-            read.setdefault(o.face_id, {})[o.frame] = (expected, personal, np.asarray(o.pose, np.float32))
+            read.setdefault(o.face_id, {})[o.frame] = (expected, personal, o.upright)
         waiting.clear()
 
     with (
@@ -107,7 +107,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
     middle = np.median(turn[present], axis=0)
     if neutral is not None:
         rest = [kept[int(i)] for i in neutral.indices]
-        middle = np.median([o.pose for o in rest], axis=0)
+        middle = np.median([o.upright for o in rest], axis=0)
         # Without a profile what is expected drives: what is reported makes more of little, and a face at rest would be seen to move.
         if reader.profile is None:
             calm = calm_frames(values[present], shown[neutral.indices])
@@ -160,7 +160,7 @@ class Performer:
     def __init__(self, generator: Generator, identity: Identity) -> None:
         self.generator, self.identity = generator, identity
         first = int(identity.neutral.indices[0]) if identity.neutral is not None else 0
-        pose = tuple(float(a) for a in identity.observations[first].pose)
+        pose = identity.observations[first].upright.tolist()
         rest = generator.generate([Request({}, (pose[0], pose[1], pose[2]), first)])[0] or generator.generate([Request({}, None, first)])[0]
         if rest is None:
             raise InputError(f"the generator can make no picture of {identity.name}: no frame of the clip can be used, or choose another.")
@@ -169,8 +169,8 @@ class Performer:
 
     @property
     def pose(self) -> np.ndarray:
-        """(3,) radians: the head's in the main frame."""
-        return np.asarray(self.identity.observations[self.main].pose, np.float64)
+        """(3,) radians: the head's in the main frame, upright."""
+        return self.identity.observations[self.main].upright
 
     def perform(self, intensity: np.ndarray, pose: np.ndarray) -> list[Sample | None]:
         """Pictures with these AUs (N, K) in these poses (N, 3), None where one cannot be made."""
@@ -325,7 +325,7 @@ def _alone(driver: Driver, performer: Performer) -> Iterator[_Scene]:
             if sample is not None:
                 last, held_pose = sample, upright + driver.turn[i]
             state = "held" if sample is None else "made"
-            yield _Scene(tilted(last.image, float(held_pose[2])), state, points, last, held_pose)
+            yield _Scene(tilted(last.image, float(held_pose[2])), state, points, last, geometry.tilted(*held_pose))
 
 
 def _in_clip(driver: Driver, performer: Performer, media: Media, tracker: Tracker, seed: int) -> Iterator[_Scene]:
@@ -338,7 +338,7 @@ def _in_clip(driver: Driver, performer: Performer, media: Media, tracker: Tracke
     for rows in _chunks(driver):
         shown = [stage.at(float(driver.times[i])) for i in rows]
         able = [o is not None and bool(driver.seen[i]) for i, (_, o) in zip(rows, shown, strict=True)]
-        poses = np.array([o.pose for (_, o), a in zip(shown, able, strict=True) if a and o is not None]).reshape(-1, 3)
+        poses = np.array([o.upright for (_, o), a in zip(shown, able, strict=True) if a and o is not None]).reshape(-1, 3)
         samples: Iterator[Sample | None] = iter(performer.perform(driver.intensity[rows[able]], poses))
         for (frame, o), a in zip(shown, able, strict=True):
             frame = _sized(frame, size)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import geometry
+
 
 @dataclass
 class Face:
@@ -59,6 +61,11 @@ class Observation:
     file: str = ""
     view: np.ndarray | None = None
     view_to_frame: np.ndarray | None = None
+
+    @property
+    def upright(self) -> np.ndarray:
+        """(3,) radians: pitch and yaw as ``view`` and ``crop`` show them, which are upright, and the tilt; see :func:`geometry.upright`."""
+        return geometry.upright(self.pose)
 
 
 class Tracker(ABC):

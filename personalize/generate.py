@@ -64,14 +64,17 @@ def parse_aus(text: str) -> dict[int, float]:
 
 
 def parse_pose(text: str, neutral: np.ndarray) -> tuple[float, float, float]:
-    """``yaw=20,pitch=5`` in degrees to radians (pitch, yaw, roll); angles not named are those of the neutral."""
-    pose = neutral.astype(float).tolist()
+    """``yaw=20,pitch=5`` in degrees, as a reading has them, to a :class:`Request`'s pose. neutral: (3,) as :func:`geometry.upright` gives
+    them, of which angles are that are not named; but without a roll the picture is upright."""
+    pose, named = neutral.astype(float).tolist(), set()
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name.strip() not in _ANGLES:
             raise ConfigError(unknown("angle", name.strip(), _ANGLES))
         pose[_ANGLES.index(name.strip())] = float(np.radians(_number(value, name.strip(), -90, 90)))
-    return (pose[0], pose[1], pose[2])
+        named.add(name.strip())
+    pitch, yaw, tilt = geometry.upright(pose).tolist() if "roll" in named else (*pose[:2], 0.0)
+    return (pitch, yaw, tilt)
 
 
 def _number(text: str, what: str, least: float, most: float) -> float:
@@ -89,7 +92,7 @@ def _number(text: str, what: str, least: float, most: float) -> float:
 
 def spread_poses(requests: Sequence[Request], identity: Identity, seed: int) -> list[Request]:
     """The requests with head poses drawn evenly over what the clip shows and up to ``TURN`` beyond, whatever the AUs."""
-    shown = np.array([o.pose[:2] for o in identity.observations])
+    shown = np.array([o.upright[:2] for o in identity.observations])
     low, high = np.percentile(shown, [2, 98], axis=0)
     rng = np.random.default_rng([seed, 7102])
     out = []
@@ -117,7 +120,7 @@ class Cell:
 
 
 def sheet_cells(rest: np.ndarray, source: int) -> list[Cell]:
-    """All of the sheet: AUs by intensity, then faces by yaw and by pitch. rest: (3,) radians, the person's neutral pose."""
+    """All of the sheet: AUs by intensity, then faces by yaw and by pitch. rest: (3,) radians, the person's neutral pose, upright."""
     still = (float(rest[0]), float(rest[1]), 0.0)
     cells = [
         Cell(0, r, value, Request({au: float(value)} if value else {}, still, source)) for r, au in enumerate(AUS) for value in range(6)
@@ -230,8 +233,8 @@ class PictureFolder:
             image = watermark(image, free_corner(image.shape, mask))
         name = f"{index:05d}.png"
         origin = self.identity.observations[sample.source]
-        pose = np.array(origin.pose if sample.request.pose is None else sample.request.pose, np.float64)
-        pose[2] = origin.pose[2] if self.record["composite"] else roll_of(sample.request)
+        pitch, yaw, _ = origin.upright if sample.request.pose is None else sample.request.pose
+        pose = geometry.tilted(pitch, yaw, origin.upright[2] if self.record["composite"] else roll_of(sample.request))
         record = self.record | {
             "frame": origin.file or origin.frame,
             "aus": {column(a): round(float(v), 2) for a, v in sorted(sample.request.aus.items())},
@@ -437,7 +440,7 @@ def _rest(identity: Identity) -> tuple[int, np.ndarray]:
     if identity.neutral is None:
         return 0, np.zeros(3)
     first = int(identity.neutral.indices[0])
-    return first, np.asarray(identity.observations[first].pose, np.float64)
+    return first, identity.observations[first].upright
 
 
 def _video(
@@ -499,7 +502,7 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     else:
         requests = [Request(parse_aus(args.aus or ""))] * count
     if args.pose:
-        pose = parse_pose(args.pose, rest * (1.0, 1.0, 0.0))
+        pose = parse_pose(args.pose, rest)
         requests = [replace(r, pose=pose) for r in requests]
     generator = _ready(recipe, media, identity, args.composite, sheet)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], None, args.composite)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Request:
     """One picture to make: AU number -> intensity 0-5 (AUs not named are to be 0), and the head pose in radians (None: any).
 
-    pose: pitch, yaw, roll; pictures are upright, and who asks tilts them by the roll.
+    pose: pitch and yaw as an upright picture shows them, and tilt (:func:`personalize.geometry.upright`); pictures are upright, and who
+    asks tilts them.
     source: the frame to make it from, an index in ``identity.observations``, for generators that start from frames. A wish: where the frame
     cannot serve, another is taken, and ``Sample.source`` says which. None: any. A video made from one frame does not flicker.
     """

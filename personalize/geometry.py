@@ -10,6 +10,7 @@ positive yaw turns it to the image's left, positive roll turns the head clockwis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,6 +118,26 @@ def rotation_matrix(rx: float, ry: float, rz: float) -> np.ndarray:
     )
 
 
+def _tilt(rotation: np.ndarray) -> float:
+    r = rotation
+    return float(np.arctan2(r[1, 0] - r[0, 1], r[0, 0] + r[1, 1]))  # the nearest in-plane rotation: steady where yaw nears 90 degrees
+
+
+def upright(pose: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(3,) radians of (Rx, Ry, Rz) as a frame shows them: pitch and yaw as the upright picture of that face shows them, and how far it has
+    to be tilted (in its plane, clockwise) to get back. Of a face that is tilted they are not the first two angles."""
+    rotation = rotation_matrix(*pose)
+    tilt = _tilt(rotation)
+    pitch, yaw, _ = angles(rotation_matrix(0.0, 0.0, -tilt) @ rotation)
+    return np.array([pitch, yaw, tilt])
+
+
+def tilted(pitch: float, yaw: float, tilt: float = 0.0) -> np.ndarray:
+    """(3,) radians: (Rx, Ry, Rz) as a frame shows them, the inverse of :func:`upright`."""
+    roll = np.arctan2(-np.sin(pitch) * np.sin(yaw), np.cos(pitch) + np.cos(yaw))  # with which the picture is upright
+    return np.array(angles(rotation_matrix(0.0, 0.0, tilt) @ rotation_matrix(pitch, yaw, float(roll))))
+
+
 def fit_pose(landmarks: np.ndarray, scheme: str = "mesh478") -> Pose:
     """The pose of a face, from its points that expressions hardly move.
 
@@ -214,8 +235,7 @@ def window(pose: Pose, size: int = CROP_SIZE, extent: float = WINDOW) -> np.ndar
 
     extent: side of the window in canonical units.
     """
-    r = pose.rotation
-    roll = np.arctan2(r[1, 0] - r[0, 1], r[0, 0] + r[1, 1])  # nearest in-plane rotation: steady where yaw nears 90 degrees
+    r, roll = pose.rotation, _tilt(pose.rotation)
     factor = pose.scale * extent / size
     cos, sin = factor * np.cos(roll), factor * np.sin(roll)
     linear = np.array([[cos, -sin], [sin, cos]])

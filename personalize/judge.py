@@ -179,7 +179,7 @@ def _calm(identity: Identity) -> list[int]:
 
 def _asked(identity: Identity, source: int, whole: bool) -> list[Cell]:
     """What is asked for from one frame: the whole sheet, or each AU at 1-5 and once nothing."""
-    cells = sheet_cells(np.asarray(identity.observations[source].pose, np.float64), source)
+    cells = sheet_cells(identity.observations[source].upright, source)
     return cells if whole else [c for c in cells if c.block == 0 and (c.request.aus or c.row == 0)]
 
 

@@ -208,7 +208,7 @@ def written(folder: Path, net: ResidualNet) -> Path:
 
 def test_generated_pictures_are_the_warped_ones_corrected(tmp_path: Path) -> None:
     path = written(tmp_path, plain(shading=0.4))
-    request = [Request({6: 4.0}, tuple(float(a) for a in identity().observations[0].pose), 0)]  # type: ignore[arg-type]
+    request = [Request({6: 4.0}, tuple(identity().observations[0].upright.tolist()), 0)]  # type: ignore[arg-type]
     pictures = []
     for generator in (MeshWarp(gain_spread=0.0), AuResidual(gain_spread=0.0, weights=str(path))):
         generator.prepare(identity(), 0)
@@ -231,7 +231,7 @@ def test_tuning_brings_pictures_nearer_to_the_person_in_motion() -> None:
     aus[:, AU17] = np.linspace(3, 5, 10)
     moved = filmed(aus)
     both = Identity(calm.name, [*calm.observations, *moved], np.concatenate([calm.intensity, aus]), calm.neutral, calm.size)
-    pose = tuple(float(a) for a in calm.observations[0].pose)
+    pose = tuple(calm.observations[0].upright.tolist())
     wanted = moved[-1].view
     assert wanted is not None
 

@@ -305,6 +305,20 @@ def test_a_request_for_a_pose_is_held_to_it() -> None:
     assert samples is not None and len(samples) == 1 and samples.rejected == {"AU01": 1}
 
 
+@pytest.mark.parametrize("roll", [0, 60, 90, 180])
+def test_a_head_on_its_side_is_answered_too(roll: float) -> None:
+    """Pictures are upright: a frame's tilt takes none of them away, nor does it let one through that is turned elsewhere."""
+
+    def lying(yaw: float) -> Observation:
+        up = geometry.rotation_matrix(*geometry.tilted(0.0, np.radians(yaw), np.radians(roll)))
+        return dataclasses.replace(observation(0), pose=np.array(geometry.angles(up)))
+
+    for yaw, kept in ((45.0, True), (5.0, False)):
+        identity = Identity("her", [lying(yaw)] * 2, np.zeros((2, K)), None, (160, 160))
+        samples, _ = generate(Scripted(), [Request({4: 2.0})], identity, ByColour(), "Testing")  # a face turned by 45 degrees
+        assert (samples is not None) == kept
+
+
 def test_a_mesh_without_extent_is_no_face(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ByColour.detect
     monkeypatch.setattr(ByColour, "detect", lambda *a: [dataclasses.replace(f, landmarks=0 * f.landmarks) for f in found(*a)])

@@ -20,7 +20,7 @@ import pytest
 from conftest import Clip, Said, write_clip
 from PIL import Image
 
-from personalize import composite, generate
+from personalize import composite, generate, geometry
 from personalize.aus import AUS, COLUMNS
 from personalize.data import balanced_requests
 from personalize.drive import DEAD, Driver, drive, faded, read_driver, smoothed
@@ -59,12 +59,18 @@ def test_unknown_au() -> None:
 
 
 def test_pose_keeps_what_is_not_named() -> None:
-    assert parse_pose("yaw=20", np.array([0.1, 0.0, 0.3])) == pytest.approx((0.1, math.radians(20), 0.3))
+    assert parse_pose("yaw=20", np.array([0.1, 0.0, 0.3])) == pytest.approx((0.1, math.radians(20), 0.0))
 
 
-def poses(angles: list[tuple[float, float]]) -> Identity:
+def test_pose_with_a_roll_is_what_a_reading_has() -> None:
+    pitch, yaw, tilt = parse_pose("yaw=15,roll=40,pitch=-5", np.zeros(3))
+    assert np.degrees(geometry.tilted(pitch, yaw, tilt)) == pytest.approx([-5, 15, 40])
+    assert abs(math.degrees(pitch) + 5) > 5, "not what the upright picture shows"
+
+
+def poses(angles: list[tuple[float, ...]]) -> Identity:
     """An identity of which nothing but the head poses is known."""
-    found = [seen(np.zeros((1, 1, 3), np.uint8), (*a, 0.0)) for a in angles]
+    found = [seen(np.zeros((1, 1, 3), np.uint8), a) for a in angles]
     return Identity("p", found, np.zeros((len(found), len(AUS))), None, (1, 1))
 
 
@@ -96,7 +102,7 @@ def test_balanced_grid_breaks_what_occurs_together() -> None:
 def test_balanced_poses_do_not_depend_on_aus_and_stay_near_the_clips() -> None:
     rng = np.random.default_rng(0)
     shown = rng.normal(0, (0.1, 0.3), (300, 2)).tolist()
-    requests = spread_poses(balanced_requests(2000, 1), poses([(a, b) for a, b in shown]), 1)
+    requests = spread_poses(balanced_requests(2000, 1), poses([tuple(geometry.tilted(a, b)) for a, b in shown]), 1)
     angles = np.array([r.pose for r in requests])
     away = np.abs(angles[:, None, :2] - np.array(shown)[None]).max(2).min(1)
     assert away.max() <= TURN + 1e-9
@@ -291,8 +297,10 @@ def test_frames_that_cannot_be_made_hold_the_last(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
     assert [r["success"] for r in rows] == [str(int(s not in (4.5, 3))) for s in smile]
     assert [float(r["AU12"]) for r in rows] == [0, 1, 2, 2, 2, 2, 2, 2, 1, 0]
-    # relative to the person's own pose, their roll taken out as in the view
-    assert [float(rows[-1][c]) for c in ("pose_Rx", "pose_Ry", "pose_Rz")] == pytest.approx([0.15, 0.3, 0.0])
+    # relative to the person's own pose, upright as the view is
+    pitch, yaw, _ = geometry.upright((0.1, 0.2, 0.3))
+    shown = [float(rows[-1][c]) for c in ("pose_Rx", "pose_Ry", "pose_Rz")]
+    assert shown == pytest.approx(geometry.tilted(pitch + 0.05, yaw + 0.1).tolist(), abs=1e-4)
     assert {r.source for r in generator.asked} == {0}
     assert all(r.aus.keys() == set(AUS) for r in generator.asked[1:])
 

@@ -70,7 +70,7 @@ def make(aus: dict[int, float], seed: int = 0, pose: tuple[float, float, float] 
     """One picture from the frontal frame."""
     generator = MeshWarp(gain_spread=0.0, **options)
     generator.prepare(identity(), seed)
-    frontal = tuple(float(a) for a in identity().observations[0].pose)
+    frontal = tuple(identity().observations[0].upright.tolist())
     answer = generator.generate([Request(aus, pose or frontal)])[0]  # type: ignore[arg-type]
     assert answer is not None
     return answer
@@ -268,12 +268,34 @@ def test_parted_lips_and_jaw_are_measured() -> None:
 
 
 def test_turning_the_head() -> None:
-    pose = identity().observations[0].pose
+    pose = identity().observations[0].upright
     asked = (float(pose[0]), float(pose[1] - np.radians(12)), float(pose[2]))
     sample = make({}, pose=asked)
     assert sample.info["yaw_change"] == pytest.approx(-12, abs=0.1)
     turned, before = observe(sample.image), observe(view())
     assert np.degrees(turned.pose[1] - before.pose[1]) == pytest.approx(-12, abs=5)
+
+
+@pytest.mark.parametrize("roll", [0, 20, 90, -150])
+def test_a_tilted_head_is_turned_as_an_upright_one(roll: float) -> None:
+    """The points of the picture have the pose that was asked for, whatever the frame's tilt; its view is upright."""
+    from dataclasses import replace
+
+    rotation = geometry.rotation_matrix(*geometry.tilted(*np.radians([3.0, 18.0, roll])))
+    points = (geometry.canonical() @ rotation.T * 100 + [300, 300, 0]).astype(np.float32)
+    pose = geometry.fit_pose(points)
+    frame, seen = np.full((600, 600, 3), 128, np.uint8), identity().observations[0]
+    _, to_frame = geometry.crop(frame, pose)
+    shown, view_to_frame = geometry.view(frame, pose)
+    angles = np.array(pose.angles, np.float32)
+    own = replace(seen, pose=angles, to_frame=to_frame, image_landmarks=points, view=shown, view_to_frame=view_to_frame)
+    generator = MeshWarp(gain_spread=0.0)
+    generator.prepare(replace(identity(), observations=[own], intensity=np.zeros((1, len(AUS)), np.float32), neutral=None), 0)
+    for wanted in ([3.0, 18.0], [-6.0, 29.0], [10.0, 8.0]):
+        draft = generator._draft(Request({}, (*np.radians(wanted).tolist(), 0.0)))
+        assert draft is not None
+        *_, after = generator._motion(draft.source, draft.strength, draft.jaw, draft.part, draft.turn)
+        assert np.degrees(geometry.upright(geometry.fit_pose(after).angles)) == pytest.approx([*wanted, 0.0], abs=0.3)
 
 
 def test_out_of_range_is_refused() -> None:
@@ -310,7 +332,7 @@ def test_what_the_frame_shows_counts() -> None:
     shown[:, AUS.index(12)], shown[:, AUS.index(4)] = 2.0, 1.5
     generator = MeshWarp(gain_spread=0.0)
     generator.prepare(replace(o, intensity=shown, neutral=replace(o.neutral, confidence=0.0)), 0)  # type: ignore[type-var]
-    pose = tuple(float(a) for a in o.observations[0].pose)
+    pose = tuple(o.observations[0].upright.tolist())
     same, more = generator.generate([Request({12: 2.0}, pose), Request({12: 4.0}, pose)])  # type: ignore[arg-type]
     assert same is not None and more is not None
     assert np.array_equal(same.image, view())

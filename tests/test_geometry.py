@@ -76,6 +76,21 @@ def test_matrix_and_angles_agree_with_scipy(rng: np.random.Generator | None = No
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_upright_angles_are_those_of_the_crop() -> None:
+    """What a pose fitted to the points of the aligned crop has, whatever the tilt; and back."""
+    rng = np.random.default_rng(2)
+    for pitch, yaw, roll in np.radians(np.column_stack([rng.uniform(-40, 40, (60, 2)), rng.uniform(-179, 179, 60)])):
+        rotation = geometry.rotation_matrix(pitch, yaw, roll)
+        pose = geometry.fit_pose((geometry.canonical() @ rotation.T * 80 + [200, 150, 0]).astype(np.float32))
+        found = geometry.upright(pose.angles)
+        linear = geometry.window(pose)[:, :2]
+        back = np.eye(3)
+        back[:2, :2] = (linear / np.hypot(*linear[:, 0])).T
+        assert Rotation.from_matrix(back @ rotation).as_euler("XYZ")[:2] == pytest.approx(found[:2], abs=1e-4)
+        assert geometry.rotation_matrix(*geometry.tilted(*found)) == pytest.approx(rotation, abs=1e-4)
+    assert geometry.upright((0.1, 0.0, 0.0)) == pytest.approx((0.1, 0, 0)) and geometry.upright((0, 0, 1.2)) == pytest.approx((0, 0, 1.2))
+
+
 def test_mouth_jaw_and_brows_do_not_move_the_pose(dims: int) -> None:
     points = posed((0.1, 0.2, 0.1))
     canonical = geometry.canonical()

@@ -180,7 +180,7 @@ class _Source:
     normal: np.ndarray  # (478, 3) canonical
     rotation: np.ndarray  # canonical to view axes
     scale: float  # view pixels a canonical unit
-    angles: np.ndarray  # pitch, yaw, roll of the frame, radians
+    angles: np.ndarray  # pitch and yaw in the view, which is upright, radians
     shown: np.ndarray  # (K,) intensities above the neutral
     activity: float
     quality: float
@@ -257,9 +257,9 @@ class MeshWarp(Generator):
         chosen: list[int] = []
         for nearness in (0.08, 0.03, 0.0):  # radians between chosen poses: first a spread, then more of the calmest
             for i in order:
-                pose = identity.observations[i].pose[:2]
+                pose = identity.observations[i].upright[:2]
                 calm = strongest[i] <= strongest[order[0]] + 2.0
-                far = all(np.hypot(*(pose - identity.observations[j].pose[:2])) >= nearness for j in chosen)
+                far = all(np.hypot(*(pose - identity.observations[j].upright[:2])) >= nearness for j in chosen)
                 if len(chosen) < self.max_sources and i not in chosen and calm and far:
                     chosen.append(i)
         self._teeth = self._tone_of_teeth(identity)
@@ -310,7 +310,7 @@ class MeshWarp(Generator):
             normal,
             pose.rotation,
             pose.scale,
-            np.asarray(o.pose, np.float64),
+            o.upright[:2],
             shown,
             float(shown.sum()),
             o.quality,
@@ -513,11 +513,8 @@ class MeshWarp(Generator):
         """The rotation in the view's axes after a change of pitch and yaw."""
         if turn == (0.0, 0.0):
             return source.rotation
-        rx, ry, rz = source.angles
-        old, new = geometry.rotation_matrix(rx, ry, rz), geometry.rotation_matrix(rx + turn[0], ry + turn[1], rz)
-        # The view has the frame's roll taken away: the same turn seen in its axes.
-        basis = source.rotation @ old.T
-        return np.asarray(basis @ new)
+        old, new = (geometry.rotation_matrix(*geometry.tilted(*angles)) for angles in (source.angles, source.angles + turn))
+        return np.asarray(source.rotation @ old.T @ new)
 
     def _fill_mouth(self, image: np.ndarray, source: _Source, flow: _Flow, target: np.ndarray, rigid: np.ndarray) -> np.ndarray:
         """Cavity and upper teeth between lips that the source shows closed."""
