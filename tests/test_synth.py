@@ -15,7 +15,7 @@ from personalize import geometry
 from personalize.aus import AUS, COLUMNS
 from personalize.synth import dataset, expression, head
 from personalize.synth.person import SPLITS, WRINKLES, au_matrix, controls, person_seed, probes, topology
-from personalize.synth.render import Look, Renderer, Topology, to_srgb
+from personalize.synth.render import MOUTH_CAVITY, TEETH, Look, Renderer, Topology, to_srgb
 from personalize.synth.scene import Scene, degrade, occlude
 from personalize.synth.world import World
 
@@ -512,6 +512,21 @@ def test_at_intensity_5_a_face_moves_as_far_as_faces_do(au, place, axis, low, hi
     skin[h.vertices_of("skin")] = True
     near = skin & (v[:, 2] < 20) & (np.hypot(v[:, 0] - place[0], v[:, 1] - place[1]) < 6)
     assert near.any() and low <= field[near].mean(0)[axis] <= high
+
+
+def test_a_smile_that_parts_shows_a_row_of_teeth(world, people):
+    """Not a dark slit: half and more of what opens is teeth, without the jaw; the same lips without a smile hardly part."""
+    aus = np.concatenate([_one({12: 4}), _one({12: 4}), _one({})])
+    extra = np.zeros((3, len(controls()[0])), np.float32)
+    expression._open(extra[1], 0.0, 1.0, 0.8)
+    expression._open(extra[2], 0.0, 1.0, 0.0)
+    for person in people:
+        shot = _shot(world, person, aus, extra)
+        inside = [topology().material[t[t >= 0]] for t in shot.buffers.triangle.numpy()]
+        teeth, cavity = ([int((m == kind).sum()) for m in inside] for kind in (TEETH, MOUTH_CAVITY))
+        assert teeth[0] < 10 and teeth[1] > 60 and teeth[1] > 1.5 * cavity[1] and teeth[1] > 1.5 * teeth[2]
+        opened, dropped = shot.target[:, AUS.index(25)], shot.target[:, AUS.index(26)]
+        assert opened[0] < 0.6 and 2.5 < opened[1] < 4.8 and opened[2] < 2 and dropped.max() < 0.5
 
 
 def test_people_move_by_their_own_gain_and_unevenly(people):

@@ -101,31 +101,32 @@ def sample_still(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     pressed, closed, parted = (aus[rows].max() > 1.0 for rows in (_PRESSED, _LIPS, _PARTED))
     # So that AU25 tells little of what else the lips do.
     if rng.random() < (0.25 if pressed else 0.1 if parted else 1.0 if kind == "speech" else 0.6 if closed else 0.95):
-        _part_or_drop(extra, rng, pressed)
+        _part_or_drop(extra, rng, pressed, float(aus[AUS.index(12)]) / 5)
     for name in ("jawLeft", "jawRight", "jawForward", "mouthLeft", "mouthRight", "cheekPuff"):
         if rng.random() < 0.04:
             extra[_control(name)] = rng.uniform(0, 0.6)
     return aus, extra
 
 
-def _part_or_drop(extra: np.ndarray, rng: np.random.Generator, closed: bool) -> None:
-    """Hardly more than part the lips, drop the jaw behind closed lips, or both: alone, AU25 and AU26 would be one to a model."""
+def _part_or_drop(extra: np.ndarray, rng: np.random.Generator, closed: bool, smile: float) -> None:
+    """Hardly more than part the lips, drop the jaw behind closed lips, or both: else AU25 and AU26 would be one to a model. smile: 0-1."""
     jaw, part = float(rng.beta(1.1, 2.0)), float(rng.uniform(0, 1))
     kind = rng.choice(["part", "drop", "both"], p=[0.2, 0.6, 0.2] if closed else [0.5, 0.15, 0.35])
     if kind == "part":
-        _open(extra, 0.3 * float(rng.uniform(0, 1)), part)
+        _open(extra, 0.3 * float(rng.uniform(0, 1)), part, smile)
     elif kind == "drop":
         _open(extra, jaw * 0.8, 0)
         extra[_control("mouthClose")] += jaw * 0.8 * 0.75  # raises the lower lip by as much as the jaw takes it down
     else:
-        _open(extra, jaw, part)
+        _open(extra, jaw, part, smile)
 
 
-def _open(extra: np.ndarray, jaw: float, part: float) -> None:
-    """Drop the jaw (0-1) and part the lips (0-1) beyond what the jaw does."""
+def _open(extra: np.ndarray, jaw: float, part: float, smile: float = 0.0) -> None:
+    """Drop the jaw (0-1) and part the lips (0-1) beyond what the jaw does: as far as they smile (0-1), up and down from the teeth."""
     extra[_control("jawOpen")] += jaw * 0.75
     extra[_control("mouthLowerDown")] += part * 0.35
-    extra[_control("mouthUpperUp")] += part * 0.2
+    extra[_control("mouthUpperUp")] += part * (0.2 + 0.6 * smile)
+    extra[_control("mouthClose")] -= part * 0.35 * smile
 
 
 def _bell(t: np.ndarray, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
@@ -163,12 +164,13 @@ def sample_motion(person: Person, rng: np.random.Generator, seconds: float, fps:
             lag = float(rng.uniform(0, 0.2))
             k = AUS.index(au)
             aus[:, k] = np.maximum(aus[:, k], np.clip(level * ratio, 0, 5) * _bell(t, start + lag, rise, hold, fall))
-        if rng.random() < 0.3 and not set(chosen) & set(_CLOSED_LIPS):
+        smile = min(level * chosen.get(12, 0.0) / 5, 1.0)
+        if rng.random() < (0.6 if smile else 0.3) and not set(chosen) & set(_CLOSED_LIPS):
             course = _bell(t, start, rise, hold, fall)
             jaw, part = float(rng.beta(1.1, 2.5)), float(rng.uniform(0, 1))
             for i in range(n):
                 if course[i] > 0:
-                    _open(extra[i], jaw * course[i], part * course[i])
+                    _open(extra[i], jaw * course[i], part * course[i], smile)
     if rng.random() < 0.75:
         _speak(aus, extra, t, rng, rng.uniform(0, seconds * 0.7), rng.uniform(1.5, max(seconds * 0.35, 2)))
     blink = 0.0

@@ -285,9 +285,10 @@ def accessories() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
     h = heads.load()
     mouth = h.vertices[h.lips > 0.6]
     y0, z0 = float(mouth[:, 1].mean()), float(mouth[:, 2].min())
-    arch = np.stack([22 * t, np.zeros_like(t), z0 + 15 + 20 * t**2], 1)
-    for name, top, bottom in (("upper", -7.0, 1.8), ("lower", 1.6, 9.0)):
-        rows = [arch + np.array([0, y0 + y, 0]) for y in (top, bottom)]
+    arch = np.stack([24 * t, np.zeros_like(t), z0 + 14.5 + 20 * t**2], 1)
+    # The upper incisors end 3 mm below where the lips meet, in front of the lower ones.
+    for name, top, bottom, behind in (("upper", -8.0, 3.2, 0.0), ("lower", 2.2, 9.5, 2.0)):
+        rows = [arch + np.array([0, y0 + y, behind]) for y in (top, bottom)]
         out[name] = (np.concatenate(rows).astype(np.float32), grid(2, len(t)), TEETH)
     ring = np.linspace(0, 2 * np.pi, 25)
     tube = np.linspace(0, 2 * np.pi, 5)
@@ -452,7 +453,7 @@ class Person:
             * rng.uniform(0.6, 1.2),
             eyes=eyes.astype(np.float32),
             hair=hair_colour,
-            teeth=np.array([0.68, 0.64, 0.55]) * rng.uniform(0.75, 1.1),
+            teeth=np.array([0.86, 0.82, 0.72]) * rng.uniform(0.65, 1.1),
             frame=rng.uniform(0.01, 0.25, 3) * rng.choice([0.2, 1.0]),
             gloss=float(rng.uniform(0.05, 0.5)),
             shine=float(rng.uniform(8, 35)),
@@ -673,7 +674,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
         dull = np.maximum(dull, mask * matt)
 
     strands = 0.75 + 0.25 * _smooth_noise(rng, 0.8)
-    paint(_brows(rng) * np.clip(strands, 0.2, 1.0), hair * 0.9 + 0.004)
+    paint(_brows(rng) * np.clip(strands, 0.55, 1.0), hair * 0.9 + 0.004)
     if style.beard > 0.15:
         region = np.clip((g["y"] - (62 + 14 * np.exp(-((g["x"] / 9) ** 2)))) / 6, 0, 1) * np.clip((1.5 - np.abs(g["angle"])) / 0.1, 0, 1)
         region = region * np.clip((122 - g["y"] + 6 * np.abs(g["angle"])) / 10, 0, 1)
@@ -708,7 +709,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
     """Mask of the eyebrows: two arcs of random height, length, thickness and density."""
     height, arch, tilt = rng.normal(-17.4, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
     inner, outer = rng.normal(12, 1.8), rng.normal(49, 2.5)
-    thick, density = float(np.clip(rng.normal(4.2, 1.2), 1.6, 7.5)), float(rng.uniform(0.45, 1.0))
+    thick, density = float(np.clip(rng.normal(6.8, 2.0), 2.0, 12.0)), float(rng.uniform(0.5, 1.25))
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
     for sign in (1, -1):
         t = np.linspace(0, 1, 14)
@@ -718,7 +719,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
         )
         path = chart_points(np.stack([sign * xs, ys], 1))
         for i in range(len(t) - 1):
-            width = thick * (1.0 - 0.75 * t[i] ** 1.5) / 0.82
+            width = thick * (1.0 - 0.7 * t[i] ** 1.5) / 0.82
             cv2.line(
                 canvas,
                 tuple(int(c) for c in np.round(path[i] * 16)),
@@ -728,7 +729,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
                 cv2.LINE_AA,
                 4,
             )
-    return cv2.GaussianBlur(canvas, (0, 0), 1.1) * density
+    return np.minimum(cv2.GaussianBlur(canvas, (0, 0), 1.1) * density, 1.0)
 
 
 def _dress(vertices: np.ndarray, h: heads.Head, wears: tuple[str, ...]) -> np.ndarray:

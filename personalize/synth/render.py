@@ -261,8 +261,8 @@ def _shade(  # type: ignore[no-untyped-def]
         open_air = wp.clamp(0.5 - (h[2] + 15.0) * 0.02, 0.05, 0.5)
         gloss = 0.5
     elif m == 6:
-        base = look.teeth * (0.75 + 0.25 * wp.abs(wp.sin(uv[0] * 22.0)))
-        open_air = wp.clamp(0.7 - (h[2] + 25.0) * 0.04, 0.08, 0.7)
+        base = look.teeth * wp.min(0.62 + 1.4 * wp.abs(wp.sin(h[0] * 0.39)), 1.0)  # a gap every 8 mm
+        open_air = wp.clamp(1.0 - (h[2] + 25.0) * 0.04, 0.08, 1.0)
         gloss = 0.6 * open_air
         shine = 60.0
     elif m == 7:
