@@ -674,7 +674,7 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
         dull = np.maximum(dull, mask * matt)
 
     strands = 0.75 + 0.25 * _smooth_noise(rng, 0.8)
-    paint(_brows(rng) * np.clip(strands, 0.55, 1.0), hair * 0.9 + 0.004)
+    paint(_brows(rng) * np.clip(strands, 0.2, 1.0), hair * 0.9 + 0.004)
     if style.beard > 0.15:
         region = np.clip((g["y"] - (62 + 14 * np.exp(-((g["x"] / 9) ** 2)))) / 6, 0, 1) * np.clip((1.5 - np.abs(g["angle"])) / 0.1, 0, 1)
         region = region * np.clip((122 - g["y"] + 6 * np.abs(g["angle"])) / 10, 0, 1)
@@ -709,7 +709,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
     """Mask of the eyebrows: two arcs of random height, length, thickness and density."""
     height, arch, tilt = rng.normal(-17.4, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
     inner, outer = rng.normal(12, 1.8), rng.normal(49, 2.5)
-    thick, density = float(np.clip(rng.normal(6.8, 2.0), 2.0, 12.0)), float(rng.uniform(0.5, 1.25))
+    thick, density = float(np.clip(rng.normal(4.2, 1.2), 1.6, 7.5)), float(rng.uniform(0.45, 1.0))
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
     for sign in (1, -1):
         t = np.linspace(0, 1, 14)
@@ -719,7 +719,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
         )
         path = chart_points(np.stack([sign * xs, ys], 1))
         for i in range(len(t) - 1):
-            width = thick * (1.0 - 0.7 * t[i] ** 1.5) / 0.82
+            width = thick * (1.0 - 0.75 * t[i] ** 1.5) / 0.82
             cv2.line(
                 canvas,
                 tuple(int(c) for c in np.round(path[i] * 16)),
@@ -729,7 +729,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
                 cv2.LINE_AA,
                 4,
             )
-    return np.minimum(cv2.GaussianBlur(canvas, (0, 0), 1.1) * density, 1.0)
+    return cv2.GaussianBlur(canvas, (0, 0), 1.1) * density
 
 
 def _dress(vertices: np.ndarray, h: heads.Head, wears: tuple[str, ...]) -> np.ndarray:
