@@ -512,7 +512,7 @@ def coactivation_table(report: Report, target: np.ndarray, whose: str, held: boo
     measured = {AUS.index(25), AUS.index(26)}
     others = max((abs(r) for i, j, r in pairs if {i, j} != measured), default=float("nan"))
     worst = abs(pairs[0][2]) if pairs else float("nan")
-    bars = [Bar("largest |correlation| of two AUs in training", worst, 0.3, False)]
+    bars = [Bar("largest correlation of two AUs in training, of either sign", worst, 0.3, False)]
     bars.append(Bar("the same, AU25 with AU26 aside", others, 0.3, False))
     report.add(Table("7. Largest correlations", ["pair", "r"], rows, f"{len(target)} {whose}."), *(bars if held else []))
 
