@@ -428,6 +428,7 @@ def fit_command(args: argparse.Namespace) -> int:
 def evaluate_command(args: argparse.Namespace) -> int:
     """``personalize base evaluate``: the model's table on validation people, or the field's tables on recorded data sets."""
     from .config import load_recipe
+    from .datasets.tables import ended
     from .synth import dataset
 
     base = load_base(args.base or SHIPPED)
@@ -468,5 +469,5 @@ def evaluate_command(args: argparse.Namespace) -> int:
     rows.append(["mean", *(f"{t['mean'][m]:.3f}" for t in found.values() for m in ("auc", "icc", "mae"))])
     ui.table("Base model on unseen synthetic people", ["AU", "AUC", "ICC", "MAE", "AUC +neutral", "ICC +neutral", "MAE +neutral"], rows)
     if args.output:
-        Path(f"{args.output}.json").write_text(json.dumps({"plain": found[False], "neutral": found[True]}, indent=1) + "\n")
+        ended(Path(args.output), ".json").write_text(json.dumps({"plain": found[False], "neutral": found[True]}, indent=1) + "\n")
     return 0

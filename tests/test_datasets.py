@@ -830,7 +830,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     row = next(x for x in out.splitlines() if x.split()[:1] == ["AU01"]).split()
     assert row[1] == "220" and row[3] == f"{table['aus']['AU01']['mean']['f1']:.3f}" and "-" in row
     write_tables({"other": table}, tmp_path / "new" / "table.5")
-    write_tables({"disfa": table}, tmp_path / "new" / "table")
+    write_tables({"disfa": table}, tmp_path / "new" / "table.json")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.5.csv", "table.5.json", "table.csv", "table.json"]
     stored = json.loads((tmp_path / "new" / "table.json").read_text())["disfa"]
     assert stored["aus"]["AU01"]["mean"]["icc"] is None and stored["mean"]["f1"] == pytest.approx(table["mean"]["f1"])

@@ -128,8 +128,8 @@ def print_tables(title: str, table: dict[str, Any]) -> None:
 def write_tables(tables: dict[str, dict[str, Any]], path: Path) -> None:
     """PATH.json with everything, PATH.csv with a row for each table, AU and fold ('mean': over the folds). tables: name -> table."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.json").write_text(json.dumps(_finite(tables), indent=1) + "\n")
-    with Path(f"{path}.csv").open("w", newline="") as file:
+    ended(path, ".json").write_text(json.dumps(_finite(tables), indent=1) + "\n")
+    with ended(path, ".csv").open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["table", "au", "fold", *METRICS, "frames", "present"])
         for name, table in tables.items():
@@ -138,6 +138,11 @@ def write_tables(tables: dict[str, dict[str, Any]], path: Path) -> None:
                     out.writerow([name, au, fold, *(_cell(s[m]) for m in METRICS), int(s["frames"]), int(s["present"])])
                 out.writerow([name, au, "mean", *(_cell(part["mean"][m]) for m in METRICS), "", ""])
             out.writerow([name, "mean", "mean", *(_cell(table["mean"][m]) for m in METRICS), "", ""])
+
+
+def ended(path: Path, ending: str) -> Path:
+    """PATH with an ending ('.json', '.csv'), in place of one of these that it may have; other points belong to the name."""
+    return Path(str(path).removesuffix(".json").removesuffix(".csv") + ending)
 
 
 def _cell(x: float) -> str:
