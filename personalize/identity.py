@@ -16,6 +16,7 @@ from .faces import Observation
 
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
+_CHEEKS, _SMILE = AUS.index(6), AUS.index(12)
 NEAR_S = 0.25
 """Seconds around the moment that the user calls neutral in which frames are."""
 CLEAR = 0.5
@@ -135,6 +136,8 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     shown, lowest = np.median(intensity[neutral.indices], axis=0), np.quantile(intensity[usable], 0.1, axis=0)
     habit = np.maximum(_below(shown, *SHOWN), _below(lively, *LIVELY))
     neutral.resting = (_below(shown - lowest, *EXCESS) * habit).astype(np.float32)
+    # In a face that smiles the cheeks are up, however faintly the base reads it.
+    neutral.resting[_CHEEKS] = min(neutral.resting[_CHEEKS], neutral.resting[_SMILE])
     return neutral
 
 

@@ -154,6 +154,9 @@ def test_each_au_rests_for_itself() -> None:
     for k, au in enumerate(AUS):
         assert neutral.resting[k] == pytest.approx(expected.get(au, 1.0), abs=1e-5), au
     np.testing.assert_allclose(neutral.trusted, neutral.resting, atol=1e-6)
+    intensity[:, AUS.index(6)] = 0.1
+    smiling = find_neutral(observations, intensity)
+    assert smiling is not None and smiling.resting[AUS.index(6)] == 0 and smiling.resting[AUS.index(7)] == 1, "a smile's cheeks are up"
     chosen = find_neutral(observations, intensity, at_seconds=1.0)
     assert chosen is not None and (chosen.trusted == 1).all(), "the user's own moment"
     # In a calm face what is always read is the face's habit, which is what a neutral is for.
