@@ -16,7 +16,9 @@ from .faces import Observation
 
 _BLINK = [AUS.index(43), AUS.index(5)]
 _SPEECH = [AUS.index(25), AUS.index(26)]
-_CHEEKS, _SMILE = AUS.index(6), AUS.index(12)
+_UNKNOWN_IN = {12: (6,), 25: (17, 23, 24, 28)}
+"""In a face that smiles the cheeks are up, however faintly the base reads it; and how chin and closed lips rest, an open mouth does not
+show."""
 NEAR_S = 0.25
 """Seconds around the moment that the user calls neutral in which frames are."""
 CLEAR = 0.5
@@ -136,8 +138,9 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     shown, lowest = np.median(intensity[neutral.indices], axis=0), np.quantile(intensity[usable], 0.1, axis=0)
     habit = np.maximum(_below(shown, *SHOWN), _below(lively, *LIVELY))
     neutral.resting = (_below(shown - lowest, *EXCESS) * habit).astype(np.float32)
-    # In a face that smiles the cheeks are up, however faintly the base reads it.
-    neutral.resting[_CHEEKS] = min(neutral.resting[_CHEEKS], neutral.resting[_SMILE])
+    for au, others in _UNKNOWN_IN.items():
+        rows = [AUS.index(other) for other in others]
+        neutral.resting[rows] = np.minimum(neutral.resting[rows], neutral.resting[AUS.index(au)])
     return neutral
 
 

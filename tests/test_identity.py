@@ -157,6 +157,9 @@ def test_each_au_rests_for_itself() -> None:
     intensity[:, AUS.index(6)] = 0.1
     smiling = find_neutral(observations, intensity)
     assert smiling is not None and smiling.resting[AUS.index(6)] == 0 and smiling.resting[AUS.index(7)] == 1, "a smile's cheeks are up"
+    intensity[:, AUS.index(25)] = np.where(calm, 1.0, 0.1)
+    talking = find_neutral(observations, intensity)
+    assert talking is not None and [au for k, au in enumerate(AUS) if talking.resting[k] == 0] == [6, 10, 12, 15, 17, 23, 24, 25, 28]
     chosen = find_neutral(observations, intensity, at_seconds=1.0)
     assert chosen is not None and (chosen.trusted == 1).all(), "the user's own moment"
     # In a calm face what is always read is the face's habit, which is what a neutral is for.
