@@ -166,7 +166,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
             what = "the picture hardly shows" if media.kind == "image" else "the clip hardly shows"
             lacks.append(f"{what} the face at rest, so little is personalised; {remedy}")
         elif busy:
-            lacks.append(f"the calmest frames show {', '.join(busy)}, so little of that is personalised; {remedy}")
+            lacks.append(f"the calmest frames do not show {', '.join(busy)} at rest, so little of that is personalised; {remedy}")
     if media.kind == "video" and (found.frames / max(media.fps, 1)) < 1.0:
         lacks.append("the clip is shorter than a second: what it does not show cannot be learned")
     for line in lacks:

@@ -12,8 +12,10 @@ from conftest import Clip, Said
 
 from personalize import collect as collected
 from personalize import registry
+from personalize.aus import AUS
 from personalize.collect import MAX_PEOPLE, Keeper, collect, identify, labels_of
 from personalize.faces import Observation
+from personalize.identity import Neutral
 from personalize.labels import read_labels
 from personalize.video import open_media
 from personalize.weights import load_base
@@ -94,6 +96,23 @@ def test_labels_of_a_long_clip_are_used(
         assert identity.neutral is not None
         rest = frames[identity.neutral.indices]
         assert len(rest) >= 4 and (np.abs(rest / 15 - 1.0) <= 0.26).all(), "more of them than are spread over the clip"
+
+
+def test_what_does_not_rest_in_the_neutral_is_said(face_clip: Clip, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    media, tracker = open_media(face_clip.path), registry.create("trackers", "mediapipe", {})
+    found = collect(media, tracker)
+    tracker.close()
+    for shown, line in (
+        ((6, 12), "the calmest frames do not show AU06, AU12 at rest, so little of that is personalised"),
+        (AUS[:12], "the clip hardly shows the face at rest, so little is personalised"),
+    ):
+        resting = np.array([au not in shown for au in AUS], np.float32)
+        neutral = Neutral(np.array([0]), np.zeros((1, 112, 112, 3), np.uint8), None, 1.0, resting)
+        monkeypatch.setattr(collected, "find_neutral", lambda *_, n=neutral: n)
+        notes: list[str] = []
+        identify(found, load_base(), media, "her", None, notes)
+        assert notes == [f"{line}; name a calm moment with --neutral SECONDS"]
+        assert f"warning: {notes[0]}" in capfd.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("verb", ["fit", "generate"])
