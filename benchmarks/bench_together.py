@@ -38,7 +38,7 @@ def main() -> None:
     if len({run["seed"] for run in runs}) < len(runs):
         raise SystemExit("two of the runs have the same seed, so the same people: run bench with another --seed.")
     for what, of in (("first generators", "personalised"), ("base models", "base"), ("lengths (--quick)", "quick")):
-        if any(run[of] != runs[0][of] for run in runs):
+        if any(run.get(of) != runs[0].get(of) for run in runs):
             raise SystemExit(f"the runs have different {what}: they cannot be taken together.")
     chosen = runs[0]["personalised"]
     methods = [m for m in runs[0]["methods"] if all(m in run["methods"] for run in runs)]
