@@ -174,9 +174,9 @@ class Performer:
 
     def perform(self, intensity: np.ndarray, pose: np.ndarray) -> list[Sample | None]:
         """Pictures with these AUs (N, K) in these poses (N, 3), None where one cannot be made."""
-        requests = []
+        requests, rest = [], self.pose[:2]
         for values, angles in zip(intensity, pose, strict=True):
-            if np.abs(angles[:2] - self.pose[:2]).max() < NEAR:
+            if np.abs(angles[:2] - rest).max() < NEAR:
                 self._now = self.main
             aus = {au: max(float(v), _LEAST if au in _SPEECH else 0.0) for au, v in zip(AUS, values, strict=True)}
             requests.append(Request(aus, (float(angles[0]), float(angles[1]), float(angles[2])), self._now))

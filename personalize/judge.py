@@ -381,14 +381,14 @@ def _similarity(pictures: Sequence[Sample], case: Case) -> dict[str, Any]:
     found = [o for s in _some(pictures, FACES) if (o := observed(s, case)) is not None]
     groups = {"own": [o for o in case.identity.observations if o.view is not None], "generated": found, "others": case.others}
     some = {key: _some(group, FACES) for key, group in groups.items()}
-    chips = [_chip(o, scheme) for group in some.values() for o in group]
-    rows = net(chips, "Comparing faces")
-    own, generated, others = np.split(rows, np.cumsum([len(g) for g in some.values()])[:-1])
     # Of photographs no two are near in time: only the very same one is left out.
     still = not np.ptp([o.timestamp for o in case.identity.observations])
     at = {key: np.array([2.0 * o.frame if still else o.timestamp for o in group]) for key, group in some.items()}
     if np.ptp(at["own"]) < 1:
         return {"left_out": "needs frames of the person that are a second apart, or several photographs"}
+    chips = [_chip(o, scheme) for group in some.values() for o in group]
+    rows = net(chips, "Comparing faces")
+    own, generated, others = np.split(rows, np.cumsum([len(g) for g in some.values()])[:-1])
     return {
         "network": {"name": net.name, "sha256": net.sha256},
         "generated": _range(likeness.similarity(generated, own, at["generated"], at["own"])),

@@ -43,11 +43,10 @@ def make_dataset(name: str, path: str | Path, **options: Any) -> AUDataset:
     for key, given in options.items():
         if key not in known:
             raise ConfigError(unknown(f"option of {name}", key, known))
-        # As a signature has it: a whole number may stand for any.
-        allowed = known[key].annotation | int if known[key].annotation in (float, float | None) else known[key].annotation
-        if isinstance(given, bool) or not isinstance(given, allowed):
-            kind = "a whole number" if int in (allowed, *get_args(allowed)) and float not in get_args(allowed) else "a number"
-            raise ConfigError(f"option {key} of {name} is {kind if allowed is not str else 'a word'}, not '{given}'.")
+        types = set(get_args(known[key].annotation) or (known[key].annotation,))
+        wanted = "a word" if str in types else "a number" if float in types else "a whole number"
+        if isinstance(given, bool) or not isinstance(given, (*types, int) if float in types else tuple(types)):
+            raise ConfigError(f"option {key} of {name} is {wanted}, not '{given}'.")
     return DATASETS[name](path, **options)
 
 

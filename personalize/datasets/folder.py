@@ -48,7 +48,7 @@ class Folder(AUDataset):
         for _, cells in rows[1:]:
             cell = dict(zip(head, cells + [""] * (len(head) - len(cells)), strict=False))
             given = _name(cell[key]) if key else next(iter(videos))
-            name = _named(given, media if key == "file" else {**videos, **{n: p for n, p in media.items() if n == given}})
+            name = _named(given, media if key == "file" or given in media else videos)
             if not name:
                 missing[given] = None
                 continue

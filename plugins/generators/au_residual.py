@@ -166,7 +166,8 @@ class AuResidual(MeshWarp):
         for i, o in enumerate(identity.observations):
             if o.view is None or o.view_to_frame is None or o.landmarks is None or len(o.image_landmarks) != 478 or o.quality < 0.2:
                 continue
-            near = [s for s in self._sources if np.abs(s.angles - o.upright[:2]).max() < np.radians(4)]
+            turned = o.upright[:2]
+            near = [s for s in self._sources if np.abs(s.angles - turned).max() < np.radians(4)]
             delta = np.where(shown[i] >= SHOWN, shown[i], 0)
             if near and delta.any():
                 pairs.append((near[int(np.argmin([s.activity for s in near]))], i, delta))

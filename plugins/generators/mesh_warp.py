@@ -255,11 +255,11 @@ class MeshWarp(Generator):
         strongest = np.where(shown >= SHOWN, shown, 0).sum(1)
         order = sorted(usable, key=lambda i: (strongest[i] + 0.3 * shown[i].sum() + 2 * (1 - identity.observations[i].quality), i))
         chosen: list[int] = []
+        turned = {i: identity.observations[i].upright[:2] for i in usable}
         for nearness in (0.08, 0.03, 0.0):  # radians between chosen poses: first a spread, then more of the calmest
             for i in order:
-                pose = identity.observations[i].upright[:2]
                 calm = strongest[i] <= strongest[order[0]] + 2.0
-                far = all(np.hypot(*(pose - identity.observations[j].upright[:2])) >= nearness for j in chosen)
+                far = all(np.hypot(*(turned[i] - turned[j])) >= nearness for j in chosen)
                 if len(chosen) < self.max_sources and i not in chosen and calm and far:
                     chosen.append(i)
         self._teeth = self._tone_of_teeth(identity)
