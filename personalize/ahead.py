@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -122,6 +123,7 @@ class Apart(Generic[T]):
 
 
 def _serve(to: Connection, make: Callable[..., Iterable[Any]], args: tuple[Any, ...]) -> None:
+    sys.setswitchinterval(0.001)  # a tracker's thread that has its answer waits so long, at most, while another thread runs Python
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends this one
     one_at_a_time = threading.Lock()
 

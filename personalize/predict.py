@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +42,15 @@ def open_reader(profile: str | None, base: str | None) -> Reader:
 
     Imports PyTorch, which takes seconds: a clip can be tracked meanwhile.
     """
-    from .reader import Reader
-    from .weights import SHIPPED, load_base
+    # PyTorch's modules make millions of objects that stay: looking for dead ones among them takes a fifth of the import.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from .reader import Reader
+        from .weights import SHIPPED, load_base
+    finally:
+        if collecting:
+            gc.enable()
 
     if profile is None:
         return Reader(load_base(base or SHIPPED))
@@ -207,6 +215,8 @@ def predict(
         bar: ui.Progress[None] = ui.progress(None, media.length, f"Reading {media.name}")
         with Prefetch(stream, depth=_AHEAD) as ahead, bar:
             reader = opened() if callable(opened) else opened
+            if isinstance(tracker, tuple):
+                stack.enter_context(_a_core_less())
             smoothed = smooth and not media.still
             if smoothed:
                 _smoothing(reader.base)
@@ -227,6 +237,19 @@ def predict(
     if not all_faces or face is not None:
         table.keep(person)
     return table, person
+
+
+@contextmanager
+def _a_core_less() -> Iterator[None]:
+    """PyTorch leaves a core to the tracker: its threads, waiting for each other, would take it from that."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - 1, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _smoothing(base: Base) -> np.ndarray:

@@ -288,6 +288,27 @@ def test_bugs_keep_their_traceback(engine: Any) -> None:
         cli.main(["fit", "--identity", "x"])
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_command_ends_after_everybody_else(code: int) -> None:
+    """With main's exit code, its output written, when threads have ended and handlers have run; a bug ends it as ever."""
+    script = """
+        import atexit, sys, threading, time
+        from personalize import cli
+        def main():
+            atexit.register(print, "handled")
+            threading.Thread(target=lambda: (time.sleep(0.3), print("joined"))).start()
+            print("done")
+            return {code}
+        cli.main = main
+        cli.run()
+    """
+    ran = [sys.executable, "-c", textwrap.dedent(script).replace("{code}", str(code))]
+    done = subprocess.run(ran, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "done\njoined\nhandled\n", "")
+    broken = subprocess.run([*ran[:2], ran[2].replace(f"return {code}", "1 / 0")], capture_output=True, text=True, check=False)
+    assert broken.returncode == 1 and broken.stdout == "done\njoined\nhandled\n" and "ZeroDivisionError" in broken.stderr
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(
         f'{sys.executable} -c \'import sys; from personalize.cli import main; sys.exit(main(["plugins", "list"]))\' | true',

@@ -400,3 +400,24 @@ def test_waiting_frames_are_bounded(face_clip: Clip, monkeypatch: pytest.MonkeyP
     predict.predict(open_media(face_clip.path), predict.open_reader(None, None), tracker)
     tracker.close()
     assert held == [0] * 45
+
+
+def test_a_core_is_left_to_the_tracker_alone(face_clip: Clip) -> None:
+    """While it works in a process of its own PyTorch has a thread less, but one; afterwards all of them again."""
+    before, during = torch.get_num_threads(), []
+    base = load_base()
+
+    class Watched(Reader):
+        def read(self, observations: Any) -> Reading:
+            during.append(torch.get_num_threads())
+            return super().read(observations)
+
+    try:
+        torch.set_num_threads(3)
+        predict.predict(open_media(face_clip.path), Watched(base), ("mediapipe", {}))
+        assert set(during) == {2} and torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        predict.predict(open_media(face_clip.path), Watched(base), ("mediapipe", {}))
+        assert set(during) == {2, 1} and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
