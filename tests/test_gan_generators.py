@@ -373,6 +373,21 @@ def test_every_frame_comes_once_in_a_pass() -> None:
     assert seen[:10] != seen[10:]
 
 
+def test_a_step_is_adams_and_the_resting_network_gets_no_gradient() -> None:
+    """Kingma & Ba (2015), algorithm 1, by hand: the first step goes lr * g / (|g| + eps) in each weight."""
+    torch.manual_seed(0)
+    net, judge = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3)
+    x = torch.randn(1, 1, 8, 8)
+    want = torch.autograd.grad(judge(net(x)).square().mean(), list(net.parameters()))
+    before = [p.detach().clone() for p in net.parameters()]
+    ours, _ = pix2pix.adams(0.01, net, judge)
+    with pix2pix.at_rest(judge):
+        pix2pix.descend(ours, judge(net(x)).square().mean())
+    for was, now, g in zip(before, net.parameters(), want, strict=True):
+        torch.testing.assert_close(now.detach(), was - 0.01 * g / (g.abs() + 1e-8))
+    assert all(p.grad is None and p.requires_grad for p in judge.parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "share"),
     [("pix2pix", {"steps": 40, "ngf": 8, "lr": 2e-3}, 0.5), ("pix2pixhd", {"steps": 80, "ngf": 4, "blocks": 1, "lr": 2e-3}, 0.7)],

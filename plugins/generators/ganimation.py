@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim import Adam
 
 from personalize import ui
 from personalize.aus import AUS
@@ -14,7 +13,7 @@ from personalize.errors import ConfigError
 from personalize.generators import Request
 from personalize_plugins.generators import _gan
 from personalize_plugins.generators.mesh_warp import _AU25, _AU26, _Draft, _Source
-from personalize_plugins.generators.pix2pix import ClipGAN, Frames, check_positive, device, to_image, to_tensor
+from personalize_plugins.generators.pix2pix import ClipGAN, Frames, adams, at_rest, check_positive, descend, device, to_image, to_tensor
 
 CRITIC_STEPS = 5
 """Steps of the critic for one of the generator (Pumarola et al., 2018, implementation details)."""
@@ -68,7 +67,7 @@ class GANimation(ClipGAN):
         place = device()
         net = _gan.MaskedGenerator(len(AUS), self.ngf, self.blocks).to(place)
         critic = _gan.Critic(len(AUS), self.size, self.ngf).to(place)
-        ours, theirs = (Adam(n.parameters(), self.lr, (0.5, 0.999)) for n in (net, critic))
+        ours, theirs = adams(self.lr, net, critic)
         for step in ui.progress(range(self.steps), self.steps, f"Training {self.name}"):
             index = rng.integers(0, len(frames.images), (2, self.batch_size))
             real, aus = to_tensor(frames.images[index[0]]).to(place), torch.from_numpy(frames.aus[index[0]]).to(place)
@@ -77,15 +76,11 @@ class GANimation(ClipGAN):
             share = torch.from_numpy(rng.uniform(0, 1, self.batch_size).astype(np.float32)).to(place)
             with torch.no_grad():
                 made = net(real, wanted)[0]
-            loss = critic_loss(critic, real, made, aus, share, self.au_weight)
-            theirs.zero_grad()
-            loss.backward()
-            theirs.step()
+            descend(theirs, critic_loss(critic, real, made, aus, share, self.au_weight))
             if (step + 1) % CRITIC_STEPS == 0:
-                loss = generator_loss(net, critic, real, aus, wanted, self.au_weight, self.cycle_weight, self.attention_weight)
-                ours.zero_grad()
-                loss.backward()
-                ours.step()
+                with at_rest(critic):
+                    lost = generator_loss(net, critic, real, aus, wanted, self.au_weight, self.cycle_weight, self.attention_weight)
+                    descend(ours, lost)
         self._net = net.requires_grad_(False)
 
     def _moved(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> np.ndarray:

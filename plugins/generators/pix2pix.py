@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Module, functional
 from torch.optim import Adam
 
 from personalize import ui
@@ -236,7 +236,7 @@ class LandmarkGAN(ClipGAN):
     def _draw(self, source: _Source, points: np.ndarray, aus: np.ndarray) -> np.ndarray:
         return to_image(self._net(self._conditions(points, aus).to(device()))[0])
 
-    _net: torch.nn.Module
+    _net: Module
 
 
 class Pix2Pix(LandmarkGAN):
@@ -278,18 +278,35 @@ class Pix2Pix(LandmarkGAN):
     def _fit(self, frames: Frames, rng: np.random.Generator) -> None:
         net = _gan.UNet(self.channels, 3, self.size, self.ngf).to(device())
         judge = _gan.PatchGAN(self.channels + 3, self.ngf).to(device())
-        ours, theirs = (Adam(n.parameters(), self.lr, (0.5, 0.999)) for n in (net, judge))
+        ours, theirs = adams(self.lr, net, judge)
         for given, real in ui.progress(self._pairs(frames, self.steps, rng), self.steps, f"Training {self.name}"):
             made = net(given)
-            loss = discriminator_loss(judge, given, real, made)
-            theirs.zero_grad()
-            loss.backward()
-            theirs.step()
-            loss = generator_loss(judge, given, real, made, self.l1_weight)
-            ours.zero_grad()
-            loss.backward()
-            ours.step()
+            descend(theirs, discriminator_loss(judge, given, real, made))
+            with at_rest(judge):
+                descend(ours, generator_loss(judge, given, real, made, self.l1_weight))
         self._net = net.requires_grad_(False)
+
+
+def adams(lr: float, *nets: Module) -> list[Adam]:
+    """The papers' optimizer for each network: Adam with beta1 0.5. Fused: at batch size 1 the weights are most of the work."""
+    return [Adam(net.parameters(), lr, (0.5, 0.999), fused=True) for net in nets]
+
+
+def descend(optimizer: Adam, loss: Tensor) -> None:
+    """One step down the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@contextmanager
+def at_rest(judge: Module) -> Iterator[None]:
+    """A network whose gradients nobody wants inside: those of the picture go through it, its weights' are not computed."""
+    judge.requires_grad_(False)
+    try:
+        yield
+    finally:
+        judge.requires_grad_(True)
 
 
 def discriminator_loss(judge: _gan.PatchGAN, given: Tensor, real: Tensor, made: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from personalize import ui
 from personalize.errors import ConfigError
 from personalize_plugins.generators import _gan
-from personalize_plugins.generators.pix2pix import Frames, LandmarkGAN, check_positive, device
+from personalize_plugins.generators.pix2pix import Frames, LandmarkGAN, adams, at_rest, check_positive, descend, device
 
 
 class Pix2PixHD(LandmarkGAN):
@@ -73,19 +72,14 @@ class Pix2PixHD(LandmarkGAN):
     def _learn(self, net: nn.Module, frames: Frames, steps: int, rng: np.random.Generator, bar: ui.Progress, half: bool = False) -> None:
         """Train ``net`` for some steps against discriminators of its own, at half the size or at the whole."""
         judge = _gan.MultiscalePatchGAN(self.channels + 3, 2 * self.ngf, self.scales).to(device())
-        ours, theirs = (Adam(n.parameters(), self.lr, (0.5, 0.999)) for n in (net, judge))
+        ours, theirs = adams(self.lr, net, judge)
         for given, real in self._pairs(frames, steps, rng):
             if half:
                 given, real = _gan.halve(given), _gan.halve(real)
             made = net(given)
-            loss = discriminator_loss(judge, given, real, made)
-            theirs.zero_grad()
-            loss.backward()
-            theirs.step()
-            loss = generator_loss(judge, given, real, made, self.feature_weight)
-            ours.zero_grad()
-            loss.backward()
-            ours.step()
+            descend(theirs, discriminator_loss(judge, given, real, made))
+            with at_rest(judge):
+                descend(ours, generator_loss(judge, given, real, made, self.feature_weight))
             bar.advance()
 
 
