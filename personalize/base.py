@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from . import __version__, tracking, ui
+from . import __version__, ranks, tracking, ui
 from .augment import augment_landmarks, redraw, thin_out
 from .aus import AUS, COLUMNS
 from .config import digest
@@ -319,12 +319,13 @@ def fit(
     sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
         Source(SYNTHETIC, data_folder or folder / "renders")
     ]
-    for source in sources:
-        if source.name == SYNTHETIC and source.path is not None:
-            for split in ("validation", "train"):
-                dataset.make(source.path, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
-    data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
-    train, validation = data.train_arrays(), data.validation_arrays()
+    with ranks.first_goes_ahead():
+        for source in sources:
+            if source.name == SYNTHETIC and source.path is not None:
+                for split in ("validation", "train"):
+                    dataset.make(source.path, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
+        data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
+        train, validation = data.train_arrays(), data.validation_arrays()
     for line in dataset.describe(intensities(train)).splitlines():
         ui.info(line)
     work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
@@ -338,7 +339,8 @@ def fit(
         watch = _Epochs(validation, checkpoint)
         trainer = L.Trainer(
             max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[watch], **recipe["trainer"],
+            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[watch],
+            **ranks.trainer_flags(recipe["trainer"], all_reached=True),
         )  # fmt: skip
         batches = MixedBatches(train, people, optim["each"], recipe["seed"], rank=trainer.global_rank, world=trainer.world_size)
         # The generator: else a loader draws from the one whose state a checkpoint keeps, at times that an interruption moves.

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +30,15 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
-def trainer_flags(flags: dict[str, Any]) -> dict[str, Any]:
+def trainer_flags(flags: dict[str, Any], all_reached: bool = False) -> dict[str, Any]:
     """Flags of a Trainer, completed: torchrun's numbers of devices and machines where it started this process, and with several devices and
-    no strategy named DDP that allows for parameters which a batch does not reach."""
+    no strategy named DDP that allows for parameters which a batch does not reach, but where ``all_reached``."""
     flags = dict(flags)
     if by_torchrun() and flags.get("devices", 1) in (1, "1", "auto"):
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         flags["devices"], flags["num_nodes"] = here, int(os.environ["WORLD_SIZE"]) // here
     several = flags.get("devices", 1) not in (1, "1", "auto", [0]) or flags.get("num_nodes", 1) > 1
-    if several and flags.get("strategy", "auto") in ("auto", "ddp", None):
+    if several and not all_reached and flags.get("strategy", "auto") in ("auto", "ddp", None):
         flags["strategy"] = "ddp_find_unused_parameters_true"
     return flags
 
@@ -52,8 +55,23 @@ def joined_run() -> Path | None:
     if is_first():
         return None
     if by_torchrun():
-        return Path(_store().get("run").decode())
+        return Path(_wait_for("run"))
     return Path(os.environ[_RUN_DIR]) if _RUN_DIR in os.environ else None
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """What is inside writes files that all ranks read: where torchrun starts them at once, the others wait for the first one."""
+    if by_torchrun() and not is_first():
+        _wait_for("made")
+    yield
+    if by_torchrun() and is_first():
+        _store().set("made", "")
+
+
+def _wait_for(key: str) -> str:
+    _store().wait([key], timedelta(days=7))  # torchrun ends those who wait for a rank that has failed
+    return str(_store().get(key).decode())
 
 
 @functools.cache  # where no agent of torchrun holds what is stored, the first rank does, as long as this object lives

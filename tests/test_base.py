@@ -288,13 +288,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, com
     assert not (broken / "work").exists()
 
 
-def test_two_ranks_train_one_model(tmp_path: Path) -> None:
-    """On two processes, as a user starts them: one table, one card, and weights that both ranks' pictures moved."""
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2", "--no-python"]
+
+
+@pytest.mark.parametrize(("before", "more"), [([], ["trainer.devices=2"]), (TORCHRUN, [])])
+def test_two_ranks_train_one_model(before: list[str], more: list[str], tmp_path: Path) -> None:
+    """On two processes, which Lightning or torchrun starts: one rendering, one table, one card."""
     env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    words = [*SMALL_ONE, "world.train_people=4", "trainer.devices=2", "trainer.accelerator=cpu", "--output", "b"]
-    call = [str(Path(sys.executable).with_name("personalize")), "base", "fit", *words]
+    words = [*SMALL_ONE, "world.train_people=4", *more, "trainer.accelerator=cpu", "--output", "b"]
+    call = [*before, str(Path(sys.executable).with_name("personalize")), "base", "fit", *words]
     done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Rendering 4 people: ") == 1 and "find_unused_parameters" not in done.stderr
     assert done.stderr.count("wrote b/b.safetensors") == 1 and not (tmp_path / "b" / "work").exists()
     assert load_base(str(tmp_path / "b")).name == "b", "the folder is enough"
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from personalize import __version__, geometry, tracking, ui
+from personalize import __version__, geometry, ranks, tracking, ui
 from personalize.aus import AUS, column
 from personalize.faces import Observation
 from personalize.identity import Identity
@@ -285,13 +285,14 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     L.seed_everything(recipe["seed"], verbose=False)
     world, optim = recipe["world"], recipe["optim"]
     data_folder = data_folder or folder / "pairs"
-    for split in ("validation", "train"):
-        make(data_folder, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
-    train, validation = Pairs(data_folder, "train"), Pairs(data_folder, "validation")
+    with ranks.first_goes_ahead():
+        for split in ("validation", "train"):
+            make(data_folder, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
+        train, validation = Pairs(data_folder, "train"), Pairs(data_folder, "validation")
     module = ResidualModule(ResidualNet(**recipe["model"]), optim["lr"], optim["weight_decay"], validation)
     trainer = L.Trainer(
         max_epochs=optim["epochs"], logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        gradient_clip_val=1.0, **recipe["trainer"],
+        gradient_clip_val=1.0, **ranks.trainer_flags(recipe["trainer"], all_reached=True),
     )  # fmt: skip
     loader = DataLoader(train, batch_size=optim["batch_size"], shuffle=True, drop_last=True, collate_fn=_as_is, num_workers=1)
     trainer.fit(module, loader)
