@@ -39,9 +39,11 @@ __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
 class BaseModule(L.LightningModule):
     """Trains the base: every picture with its person's neutral or without, with both branches or one. Keeps an average of the weights."""
 
-    def __init__(self, net: AUNet, lr: float, weight_decay: float, people: int, each: int, ema: float = 0.998) -> None:
+    def __init__(
+        self, net: AUNet, lr: float, weight_decay: float, people: int, each: int, ema: float = 0.998, bfloat16: bool = False
+    ) -> None:
         super().__init__()
-        self.net, self.lr, self.weight_decay, self.people, self.each = net, lr, weight_decay, people, each
+        self.net, self.lr, self.weight_decay, self.people, self.each, self.bfloat16 = net, lr, weight_decay, people, each, bfloat16
         # Where everything is in a picture is known exactly and says far more than 22 labels: learning it speeds up the crop branch.
         self.locate = nn.Linear(net.crop_project[0].out_features, 2 * POINTS)
         self.average = torch.optim.swa_utils.AveragedModel(
@@ -75,7 +77,11 @@ class BaseModule(L.LightningModule):
 
     def look(self, batch: dict[str, Tensor]) -> Tensor:
         """The crop branch's features of a batch."""
-        return self.net.crop_features(redraw(batch, int(torch.randint(2**31, ()))))
+        crop = redraw(batch, int(torch.randint(2**31, ())))
+        # All but the backbone, which is most of the work, stays in float32: landmarks move by hundredths of what they are.
+        with torch.autocast(crop.device.type, torch.bfloat16, enabled=self.bfloat16):
+            middle, last = self.net.maps(crop)
+        return self.net.project((middle.float(), last.float()))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.average.update_parameters(self.net)
@@ -351,7 +357,7 @@ def fit(
         averaged: AUNet = module.average.module  # type: ignore[assignment]
         return averaged.eval()
 
-    whole = BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"])
+    whole = BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"], bfloat16=optim["bfloat16"])
     best = run("whole", whole, optim["people"], optim["epochs"])
     best = second_stage(best, train, recipe, run)
     path = folder / folder.name

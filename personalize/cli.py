@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import errno
 import importlib
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,9 @@ _RECIPE_FLAGS = {
     "adapter": "adapter.name",
     "base": "base",
 }
+
+
+_YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 
 
 @dataclass(frozen=True)
@@ -328,7 +332,9 @@ def _flag_overrides(verb: Verb, args: argparse.Namespace) -> list[str]:
     for flag in verb.flags:
         value = getattr(args, flag, None)
         if value is not None:
-            found.append(f"{_RECIPE_FLAGS[flag]}={value}")
+            # A name or path is text, whatever YAML would make of '1e5' or 'my base #2'.
+            plain = re.fullmatch(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", value) and value.lower() not in _YAML_WORDS
+            found.append(f"{_RECIPE_FLAGS[flag]}={value if plain else json.dumps(value, ensure_ascii=False)}")
     if getattr(args, "regularizer", None) is not None:
         names = [part.strip() for part in args.regularizer.split(",") if part.strip() not in ("", "none")]
         found.append(f"regularizers=[{', '.join(names)}]")

@@ -179,7 +179,7 @@ class Performer:
             if np.abs(angles[:2] - rest).max() < NEAR:
                 self._now = self.main
             aus = {au: max(float(v), _LEAST if au in _SPEECH else 0.0) for au, v in zip(AUS, values, strict=True)}
-            requests.append(Request(aus, (float(angles[0]), float(angles[1]), float(angles[2])), self._now))
+            requests.append(Request(aus, (float(angles[0]), float(angles[1]), float(angles[2])), self._now, exact=True))
         made = self.generator.generate(requests)
         last = next((s for s in reversed(made) if s is not None), None)
         self._now = last.source if last is not None else self._now
@@ -242,7 +242,7 @@ def drive(
         ExitStack() as stack,
     ):
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["frame", "timestamp", "success", "pose_Rx", "pose_Ry", "pose_Rz", *COLUMNS])
+        table.writerow(["frame", "timestamp", "success", "pose_Rx", "pose_Ry", "pose_Rz", *(f"{c}_r" for c in COLUMNS)])
         for i, scene in enumerate(scenes):
             image = scene.image
             if writer is None:
@@ -251,8 +251,9 @@ def drive(
                 corner = free_corner(image.shape, face_mask(scene.points, image.shape))
             if mark:
                 image = watermark(image, corner)
-            writer.write(image, float(driver.times[i] - driver.times[0]))
-            table.writerow(scene.row(i, float(driver.times[i])))
+            at = float(driver.times[i] - driver.times[0])
+            writer.write(image, at)
+            table.writerow(scene.row(i, at))
             outcome.held += scene.state == "held"
             outcome.bare += scene.state == "bare"
             outcome.frames += 1

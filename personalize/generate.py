@@ -123,14 +123,16 @@ def sheet_cells(rest: np.ndarray, source: int) -> list[Cell]:
     """All of the sheet: AUs by intensity, then faces by yaw and by pitch. rest: (3,) radians, the person's neutral pose, upright."""
     still = (float(rest[0]), float(rest[1]), 0.0)
     cells = [
-        Cell(0, r, value, Request({au: float(value)} if value else {}, still, source)) for r, au in enumerate(AUS) for value in range(6)
+        Cell(0, r, value, Request({au: float(value)} if value else {}, still, source, exact=True))
+        for r, au in enumerate(AUS)
+        for value in range(6)
     ]
     for block, (angle, degrees) in enumerate(SHEET_POSES, 1):
         for r, (_, aus) in enumerate(SHEET_FACES):
             for c, value in enumerate(degrees):
                 pose = [0.0, 0.0, 0.0]
                 pose[_ANGLES.index(angle)] = float(np.radians(value))
-                cells.append(Cell(block, r, c, Request(aus, (pose[0], pose[1], pose[2]), source)))
+                cells.append(Cell(block, r, c, Request(aus, (pose[0], pose[1], pose[2]), source, exact=True)))
     return cells
 
 
@@ -251,7 +253,7 @@ class PictureFolder:
         """Write labels.csv and landmarks.npz."""
         with (self.place / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", *COLUMNS])
+            writer.writerow(["file", *(f"{c}_r" for c in COLUMNS)])
             writer.writerows(self.rows[i] for i in sorted(self.rows))
         blank = np.full_like(self.identity.observations[0].image_landmarks, np.nan, np.float32)
         order = sorted(self.rows)
@@ -422,12 +424,9 @@ def _identify(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     return identify(found, load_base(recipe["base"]), media, media.path.stem, args.neutral, [])
 
 
-def _ready(recipe: dict[str, Any], media: Media, identity: Identity, own: bool, steady: bool) -> Generator:
-    """The generator, prepared. own: pictures in the clip's resolution. steady: without random differences between pictures."""
-    wanted: dict[str, Any] = {"gain_spread": 0.0} if steady else {}
-    if own:
-        wanted["size"] = own_size(identity)
-    generator = create_generator(recipe, **wanted)
+def _ready(recipe: dict[str, Any], media: Media, identity: Identity, own: bool) -> Generator:
+    """The generator, prepared. own: pictures in the clip's resolution."""
+    generator = create_generator(recipe, **({"size": own_size(identity)} if own else {}))
     size = getattr(generator, "size", geometry.VIEW_SIZE)
     if isinstance(size, int) and size > geometry.VIEW_SIZE:
         remake_views(media, identity, size)
@@ -452,7 +451,7 @@ def _video(
     identity = _identify(args, recipe, media, tracker)
     reader = open_reader(args.driver_profile, recipe["base"]) if args.driver_profile else Reader(load_base(recipe["base"]))
     acted = read_driver(driver, reader, tracker)
-    generator = _ready(recipe, media, identity, True, True)
+    generator = _ready(recipe, media, identity, True)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], driver, args.composite)
     partial.mkdir(parents=True)
     made = drive(
@@ -504,7 +503,7 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     if args.pose:
         pose = parse_pose(args.pose, rest)
         requests = [replace(r, pose=pose) for r in requests]
-    generator = _ready(recipe, media, identity, args.composite, sheet)
+    generator = _ready(recipe, media, identity, args.composite)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], None, args.composite)
     partial.mkdir(parents=True)
     out = PictureFolder(partial, tracker, identity, record, args.watermark)

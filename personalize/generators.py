@@ -28,11 +28,13 @@ class Request:
     asks tilts them.
     source: the frame to make it from, an index in ``identity.observations``, for generators that start from frames. A wish: where the frame
     cannot serve, another is taken, and ``Sample.source`` says which. None: any. A video made from one frame does not flicker.
+    exact: as strong as asked, without the random differences that pictures for training may have under one label.
     """
 
     aus: dict[int, float]
     pose: tuple[float, float, float] | None = None
     source: int | None = None
+    exact: bool = False
 
 
 @dataclass

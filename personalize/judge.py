@@ -193,9 +193,10 @@ def observed(sample: Sample, case: Case) -> Observation | None:
     except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
         return None
     crop, to_frame = geometry.crop(sample.image, pose, case.tracker.scheme)
+    made_from = case.identity.observations[sample.source]
     return Observation(
-        frame=sample.source,
-        timestamp=case.identity.observations[sample.source].timestamp,
+        frame=made_from.frame,
+        timestamp=made_from.timestamp,
         face_id=0,
         crop=crop,
         landmarks=geometry.as_mesh(faces[0].landmarks, pose, case.tracker.scheme),

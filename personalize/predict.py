@@ -309,7 +309,7 @@ def predict_command(args: argparse.Namespace) -> int:
     output = Path(args.output)
     overlay = Path(args.overlay) if args.overlay else None
     for target in filter(None, (output, overlay)):
-        check_target(target, media.path)
+        check_target(target, media.path, *media.files)
     if overlay is not None and overlay.resolve() == output.resolve():
         raise InputError(f"--output and --overlay are both {output}: give two names.")
     replaced = overlay is not None and overlay.exists()

@@ -288,6 +288,24 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, com
     assert not (broken / "work").exists()
 
 
+def test_only_the_backbone_is_in_bfloat16() -> None:
+    """Its features are those in float32 to two or three digits, all weights and their gradients stay float32."""
+    torch.manual_seed(0)
+    net = AUNet(width=16, hidden=16, backbone="resnet10t", backbone_options={"channels": [8, 8, 8, 8], "stem_width": 8}).eval()
+    crop = torch.randint(0, 255, (3, 3, 112, 112)).float()
+    looks = []
+    for bfloat16 in (False, True):
+        module = BaseModule(net, 0.01, 0.0, 1, 2, bfloat16=bfloat16)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("personalize.base.redraw", lambda batch, seed: batch["crop"])
+            looks.append(module.look({"crop": crop}))
+    whole, half = looks
+    assert half.dtype == torch.float32 and not torch.equal(whole, half)
+    assert torch.nn.functional.cosine_similarity(whole, half).min() > 0.99
+    half.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.backbone.parameters())
+
+
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2", "--no-python"]
 
 

@@ -178,6 +178,14 @@ def test_short_flags_are_overrides_that_explicit_ones_follow(engine: Any, call: 
     assert args.overrides[-1] == "adapter.name=full"
 
 
+@pytest.mark.parametrize("path", ["runs/my base #2", "1e5", "runs/a: b", "no", "./b", "../b-1.x", "'q'", '"', "[a]", "~", "ü"])
+def test_a_path_is_text_whatever_yaml_makes_of_it(engine: Any, call: Call, path: str) -> None:
+    from personalize.config import load_recipe
+
+    call("fit", "--identity", "x", "--base", path)
+    assert load_recipe("default", engine.seen[0].overrides)["base"] == path
+
+
 def test_no_regularizer_at_all(engine: Any, call: Call) -> None:
     call("fit", "--identity", "x", "--regularizer", "none")
     assert engine.seen[0].overrides == ["regularizers=[]"]

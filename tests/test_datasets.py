@@ -25,6 +25,7 @@ from personalize.datasets.tables import evaluate_sources, field_tables, print_ta
 from personalize.datasets.tracked import cache_folder, track_dataset
 from personalize.errors import ConfigError, InputError
 from personalize.faces import Face, Tracker
+from personalize.video import VideoWriter
 
 DISFA_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 SIDE = 48
@@ -394,6 +395,17 @@ def test_folder_of_videos_and_of_pictures(tmp_path, warned):
         ("x", "2.png", {6: 1}, {6: 1}),
         ("y", "1.png", {6: 0}, {6: 1}),
     ]
+
+
+def test_labels_in_seconds_are_of_the_frames_shown_then(tmp_path):
+    """In a clip that does not run evenly: frames at 0, .1, 1 and 1.1 s."""
+    with VideoWriter(tmp_path / "a.mp4", 10.0, (64, 48)) as clip:
+        for i, at in enumerate((0.0, 0.1, 1.0, 1.1)):
+            clip.write(np.full((48, 64, 3), 40 * i, np.uint8), at)
+    text(tmp_path / "labels.csv", "clip,subject,timestamp,AU12\na.mp4,ann,0.1,3\na.mp4,ann,1.0,4\n")
+    assert [(r.frame, known(r)) for r in make_dataset("folder", tmp_path)] == [(1, {12: 3}), (2, {12: 4})]
+    text(tmp_path / "labels.csv", "clip,subject,au,start_s,end_s,value\na.mp4,ann,12,0.9,1.5,4\n")
+    assert [(r.frame, known(r)) for r in make_dataset("folder", tmp_path)] == [(2, {12: 4}), (3, {12: 4})]
 
 
 def test_videos_of_a_folder_are_known_by_their_whole_names(tmp_path, warned):

@@ -29,6 +29,7 @@ from personalize.faces import Observation
 from personalize.generate import SHEET_FACES, TURN, Sheet, parse_aus, parse_pose, sheet_cells, spread_poses
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
+from personalize.labels import read_labels
 from personalize.video import open_media
 
 Command = Callable[..., Said]
@@ -284,7 +285,7 @@ def test_frames_that_cannot_be_made_hold_the_last(tmp_path: Path) -> None:
     intensity = np.zeros((10, len(AUS)))
     intensity[:, AUS.index(12)] = smile
     turn = np.linspace(0, 0.05, 10)[:, None] * np.array([[1.0, 2.0, 0.0]])
-    driver = Driver("d.mp4", 10.0, np.arange(10) / 10, intensity, turn, smile != 3)
+    driver = Driver("d.mp4", 10.0, 0.5 + np.arange(10) / 10, intensity, turn, smile != 3)
     identity, generator = (
         Identity("p", [seen(np.zeros((64, 64, 3), np.uint8), (0.1, 0.2, 0.3))], np.zeros((1, 22)), None, (64, 64)),
         Brush(),
@@ -296,13 +297,14 @@ def test_frames_that_cannot_be_made_hold_the_last(tmp_path: Path) -> None:
     assert light == pytest.approx([50, 70, 90, 90, 90, 90, 90, 90, 70, 50], abs=3)
     rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
     assert [r["success"] for r in rows] == [str(int(s not in (4.5, 3))) for s in smile]
-    assert [float(r["AU12"]) for r in rows] == [0, 1, 2, 2, 2, 2, 2, 2, 1, 0]
+    assert [float(r["timestamp"]) for r in rows] == pytest.approx(np.arange(10) / 10), "those of the video, which begins with the driver"
+    assert [float(r["AU12_r"]) for r in rows] == [0, 1, 2, 2, 2, 2, 2, 2, 1, 0]
     # relative to the person's own pose, upright as the view is
     pitch, yaw, _ = geometry.upright((0.1, 0.2, 0.3))
     shown = [float(rows[-1][c]) for c in ("pose_Rx", "pose_Ry", "pose_Rz")]
     assert shown == pytest.approx(geometry.tilted(pitch + 0.05, yaw + 0.1).tolist(), abs=1e-4)
     assert {r.source for r in generator.asked} == {0}
-    assert all(r.aus.keys() == set(AUS) for r in generator.asked[1:])
+    assert all(r.aus.keys() == set(AUS) and r.exact for r in generator.asked[1:])
 
 
 def test_a_driver_of_which_nothing_can_be_made(tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_a_resting_driver_leaves_the_face_at_rest_in_its_clip(command: Command, 
     rest = np.abs(frames[8] - face_clip.images[calm])[:200]  # above the label
     assert rest.mean() < 4 and np.percentile(rest, 99) < 30
     rows = list(csv.DictReader((out / "labels.csv").open()))
-    assert max(float(r[c] or 0) for r in rows for c in COLUMNS) < 1.5
+    assert max(float(r[f"{c}_r"] or 0) for r in rows for c in COLUMNS) < 1.5
 
 
 # pictures
@@ -439,15 +441,17 @@ def test_a_tracker_without_depth_gets_no_pictures(face_clip: Clip, tmp_path: Pat
 
 def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: Path) -> None:
     out = tmp_path / "made"
-    said = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", "-n", "2", "--output", out)
+    said = command("generate", "--identity", face_clip.path, "--aus", "AU12=1", "-n", "2", "--output", out)
     assert said.code == 0
     rows = list(csv.DictReader((out / "labels.csv").open()))
     assert [r["file"] for r in rows] == ["00000.png", "00001.png"]
-    assert all(float(r["AU12"]) == 3.0 for r in rows)
+    assert all(float(r["AU12_r"]) == 1.0 for r in rows)
+    # An intensity of 1 is not the presence that a column of zeros and ones without "_r" would be taken for.
+    assert not read_labels(out / "labels.csv").occurrence.any()
     record = json.loads(Image.open(out / "images" / "00000.png").info["personalize"])
     assert record["synthetic"] is True and record["tool"].startswith("personalize ") and record["generator"] == "mesh_warp"
     assert record["source"] == {"file": "face.mp4", "sha256": hashlib.sha256(face_clip.path.read_bytes()).hexdigest()}
-    assert record["aus"] == {"AU12": 3.0} and set(record["pose"]) == {"pitch", "yaw", "roll"} and record["seed"] == 0
+    assert record["aus"] == {"AU12": 1.0} and set(record["pose"]) == {"pitch", "yaw", "roll"} and record["seed"] == 0
     for file in ("masks/00001.png", "sheet.png"):
         assert json.loads(Image.open(out / file).info["personalize"])["synthetic"] is True
     points = np.load(out / "landmarks.npz")
@@ -486,7 +490,7 @@ def test_sheet_of_all_aus(command: Command, face_clip: Clip, tmp_path: Path) -> 
     assert said.code == 0, said.err
     rows = list(csv.DictReader((out / "labels.csv").open()))
     assert len(rows) >= 6 * len(AUS)  # poses beyond the clip's are left out
-    assert [float(r["AU06"]) for r in rows[24:30]] == [0, 1, 2, 3, 4, 5]
+    assert [float(r["AU06_r"]) for r in rows[24:30]] == [0, 1, 2, 3, 4, 5]
     sheet = Image.open(out / "sheet.png")
     assert sheet.size == Sheet((64, 64)).canvas.size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -279,8 +280,6 @@ def test_turning_the_head() -> None:
 @pytest.mark.parametrize("roll", [0, 20, 90, -150])
 def test_a_tilted_head_is_turned_as_an_upright_one(roll: float) -> None:
     """The points of the picture have the pose that was asked for, whatever the frame's tilt; its view is upright."""
-    from dataclasses import replace
-
     rotation = geometry.rotation_matrix(*geometry.tilted(*np.radians([3.0, 18.0, roll])))
     points = (geometry.canonical() @ rotation.T * 100 + [300, 300, 0]).astype(np.float32)
     pose = geometry.fit_pose(points)
@@ -314,9 +313,32 @@ def test_out_of_range_is_refused() -> None:
         generator.generate([Request({99: 1.0})])
 
 
-def test_without_views_everything_is_refused() -> None:
-    from dataclasses import replace
+def test_what_is_asked_exactly_is_as_strong_as_asked() -> None:
+    """Else each picture has a gain of its own, as one label has on several people."""
+    generator = MeshWarp()
+    generator.prepare(identity(), 0)
+    for exact in (True, False):
+        drafts = [generator._draft(Request({12: v}, exact=exact)) for v in (1.0, 2.0, 3.0, 4.0, 5.0)]
+        gains = [d.strength[:, AUS.index(12)] / v for d, v in zip(drafts, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True) if d is not None]
+        assert len(gains) == 5 and (np.allclose(gains, 1.0) if exact else np.std(gains) > 0.05)
 
+
+def test_a_large_picture_shows_what_a_small_one_does() -> None:
+    """At 384 pixels more of it is skin than OpenCV looks up at once."""
+    o = identity().observations[0]
+    shown, to_frame = geometry.view(o.view, geometry.fit_pose(view_points()), 384)  # type: ignore[arg-type]
+    large = replace(o, image_landmarks=view_points(), view=shown, view_to_frame=to_frame)
+    generator = MeshWarp(384, gain_spread=0.0)
+    generator.prepare(replace(identity(), observations=[large], intensity=np.zeros((1, len(AUS)), np.float32)), 0)
+    small = MeshWarp(192, gain_spread=0.0)
+    small.prepare(replace(identity(), observations=[large], intensity=np.zeros((1, len(AUS)), np.float32)), 0)
+    (made,), (like,) = (g.generate([Request({6: 5.0, 17: 5.0})]) for g in (generator, small))
+    assert made is not None and like is not None and made.image.shape == (384, 384, 3)
+    halved = cv2.resize(made.image, (192, 192), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(halved - like.image).mean() < 2.5
+
+
+def test_without_views_everything_is_refused() -> None:
     blind = replace(identity(), observations=[replace(o, view=None) for o in identity().observations])
     generator = MeshWarp()
     generator.prepare(blind, 0)
@@ -325,8 +347,6 @@ def test_without_views_everything_is_refused() -> None:
 
 def test_what_the_frame_shows_counts() -> None:
     """A frame that already shows AU12 at 2 needs less of it, and what else it shows is not labelled."""
-    from dataclasses import replace
-
     o = identity()
     shown = np.zeros((2, len(AUS)), np.float32)
     shown[:, AUS.index(12)], shown[:, AUS.index(4)] = 2.0, 1.5
@@ -342,8 +362,6 @@ def test_what_the_frame_shows_counts() -> None:
 
 
 def test_a_habit_of_the_neutral_face_is_no_expression() -> None:
-    from dataclasses import replace
-
     reading = np.tile(np.where(np.arange(len(AUS)) == AUS.index(15), 1.5, 0.0).astype(np.float32), (2, 1))
     generator = MeshWarp()
     generator.prepare(replace(identity(), intensity=reading), 0)

@@ -17,7 +17,7 @@ from scipy import linalg
 
 from personalize import geometry, judge, likeness
 from personalize.aus import AUS, COLUMNS
-from personalize.faces import Observation
+from personalize.faces import Face, Observation
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 from personalize.labels import Extent, read_labels
@@ -182,6 +182,17 @@ def test_unchanged_picture_is_compared_with_its_own_frame() -> None:
     same = Sample(np.full((8, 8, 3), 1, np.uint8), np.zeros(K), np.ones(K, bool), request, 1)
     elsewhere = Sample(np.full((8, 8, 3), 90, np.uint8), np.zeros(K), np.ones(K, bool), request, 0)
     assert judge._unchanged([same, elsewhere], identity) == {"n": 1, "psnr_mean": 100.0, "psnr_least": 100.0, "psnr_face_mean": 100.0}
+
+
+def test_a_picture_is_of_the_frame_it_was_made_from_whatever_was_left_out_before() -> None:
+    """By its number in the clip or folder, by which the same photograph is left out of its likeness."""
+    points = (40 * geometry.canonical() + (80, 80, 0)).astype(np.float32)
+    tracker: Any = SimpleNamespace(scheme="mesh478", detect=lambda *_: [Face(points, np.array([40, 40, 120, 120], np.float32), 1.0)])
+    identity = frames([0.0, 0.0, 0.0])
+    identity.observations = identity.observations[1:]  # no face was found in the first
+    sample = Sample(np.zeros((160, 160, 3), np.uint8), np.zeros(K), np.ones(K, bool), Request({}), 1)
+    seen = judge.observed(sample, judge.Case(identity, tracker, None, None, {}))  # type: ignore[arg-type]
+    assert seen is not None and seen.frame == 2
 
 
 def test_held_out_frames_are_not_given(tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ def test_folder_of_stills(face_clip: Clip, tmp_path: Path, command: Run) -> None
     rows = rows_of(tmp_path / "stills.csv")
     assert list(rows[0]) == ["file", *HEADER]
     assert [(r["file"], r["success"]) for r in rows] == [("p1.png", "1"), ("p2.png", "1"), ("p10.png", "1"), ("p11.png", "0")]
+    said = command("predict", "--input", folder, "--output", folder / "p2.png")
+    assert (said.code, said.err[-1]) == (2, f"error: {folder / 'p2.png'} is the input itself: give another name to write to.")
 
 
 def test_photograph(face_photo: Path, tmp_path: Path, command: Run) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,25 @@ def test_face_alignment_with_weights_in_the_hub_folder(hub: Path, monkeypatch: p
     assert face.landmarks.shape == (68, 3) and face.landmarks.dtype == np.float32
     assert np.isnan(face.landmarks[:, 2]).all() and np.isfinite(face.landmarks[:, :2]).all()
     assert face.box.tolist() == [40, 30, 140, 150] and face.confidence == pytest.approx(0.9)
+
+
+def test_depth_of_3d_points_grows_away_from_the_camera() -> None:
+    """The package's grows towards it: in the reference of its own test (face-alignment 1.5, test/facealignment_test.py) the first point of
+    the jaw has z -86 and the tip of the nose 63."""
+    index = list(geometry.IBUG_TO_MESH)
+    points = (90 * geometry.canonical()[index] @ geometry.rotation_matrix(0.1, 0.3, -0.2).T + (150, 120, 0)).astype(np.float32)
+    given = points * (1, 1, -1)
+    assert given[0, 2] < -20 and given[30, 2] > 20, "as the reference has it"
+
+    class Net:
+        face_detector = SimpleNamespace(detect_from_image=lambda image: [np.array([60, 40, 240, 230, 0.9])])
+        get_landmarks_from_image = staticmethod(lambda image, detected_faces: [given])
+
+    tracker = FaceAlignmentTracker()
+    tracker._net = Net()
+    (face,) = tracker.detect(np.zeros((240, 320, 3), np.uint8), 0.0, True)
+    np.testing.assert_allclose(face.landmarks, points, atol=1e-3)
+    assert geometry.fit_pose(face.landmarks, "ibug68").angles == pytest.approx((0.1, 0.3, -0.2), abs=1e-3)
 
 
 def test_ibug_points_become_observations() -> None:

@@ -72,10 +72,12 @@ class Folder(AUDataset):
         video: Path = clip.data
         table = read_labels(self._csv, clip.name if "clip" in _head(self._csv) else None)
         media = open_media(video)
-        # Times of frames are only known when they are decoded; a constant rate is near enough for labels in seconds.
-        last = int(max((float(np.max(k)) for k in table.keys), default=0))
-        n = media.length or (last + 1 if table.kind == "frame" else int((last + 1) * media.fps))
-        target, known = table.align(np.arange(n), np.arange(n) / media.fps)
+        if table.kind in ("timestamp", "span"):  # a clip need not begin at 0 s, nor run evenly: times are known when it is decoded
+            times = np.array([frame.timestamp for frame in media.frames()])
+        else:
+            last = int(max((float(np.max(k)) for k in table.keys), default=0)) if table.kind == "frame" else 0
+            times = np.arange(media.length or last + 1) / media.fps
+        target, known = table.align(np.arange(len(times)), times)
         return [
             Record(clip.subject, clip.name, video, i, np.where(known[i], target[i], np.nan), table.occurrence.astype(np.int8), video=True)
             for i in np.flatnonzero(known.any(1)).tolist()

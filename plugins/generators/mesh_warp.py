@@ -50,6 +50,7 @@ _BROWS = (46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295
 _CHART_ANGLE, _CHART_HEIGHT, _CHART_RADIUS = 2.0, 260.0, 85.0  # of the relief maps: radians to each side, mm, mm
 _LIP_FROM, _LIP_SPAN, _LIP_POWER = 0.6, 13.4, 0.7  # AU25 and AU26 in mm, as personalize.synth.person.Person.measure
 _JAW_FROM, _JAW_SPAN, _JAW_POWER = 1.5, 22.5, 0.8
+_ROWS = 16384  # that cv2.remap takes at once: it refuses 32767
 _AU25, _AU26, _AU43 = AUS.index(25), AUS.index(26), AUS.index(43)
 
 
@@ -397,7 +398,8 @@ class MeshWarp(Generator):
         asked = np.array([au in request.aus for au in AUS])
         shown = np.where(source.shown >= SHOWN, source.shown, 0.0)
         delta = np.where(asked | (shown == 0), wanted - shown, 0.0)  # what is not asked for stays as the frame shows it
-        gain = np.exp(rng.normal(0, self.gain_spread, (1, len(AUS))) + rng.normal(0, 0.4 * self.gain_spread, (2, len(AUS))))
+        spread = 0.0 if request.exact else self.gain_spread
+        gain = np.exp(rng.normal(0, spread, (1, len(AUS))) + rng.normal(0, 0.4 * spread, (2, len(AUS))))
         gain[:, _AU43] = 1.0  # closed is closed
         jaw, part, gap, drop = self._mouth(delta, asked)
         target = np.where(asked, wanted, 0.0).astype(np.float32)
@@ -600,7 +602,11 @@ class MeshWarp(Generator):
         slope_u = cv2.Sobel(relief, cv2.CV_32F, 1, 0, ksize=3) / 8 / (2 * _CHART_ANGLE * _CHART_RADIUS * step)
         slope_v = cv2.Sobel(relief, cv2.CV_32F, 0, 1, ksize=3) / 8 / (_CHART_HEIGHT * step)
         stacked = np.dstack([relief, slope_u, slope_v])
-        value = cv2.remap(stacked, x.reshape(-1, 1), y.reshape(-1, 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT).reshape(-1, 3)
+        parts = [
+            cv2.remap(stacked, x[i : i + _ROWS, None], y[i : i + _ROWS, None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+            for i in range(0, len(x), _ROWS)
+        ]
+        value = np.concatenate(parts)[:, 0]
         angle = (uv[:, 0] * 2 - 1) * _CHART_ANGLE
         normal_after[:, 0] -= value[:, 1] * np.cos(angle)
         normal_after[:, 2] -= value[:, 1] * np.sin(angle)

@@ -61,6 +61,7 @@ class FaceAlignmentTracker(Tracker):
         for box, points in zip(boxes, found, strict=True):
             array = np.full((68, 3), np.nan, dtype=np.float32)
             array[:, : points.shape[1]] = points
+            array[:, 2] *= -1  # the package's depth grows towards the camera
             faces.append(Face(array, box[:4].copy(), float(np.clip(box[4], 0, 1)) if len(box) > 4 else 1.0))
         return faces
 
