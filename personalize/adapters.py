@@ -178,4 +178,4 @@ def child(model: nn.Module, name: str, adapter: str) -> nn.Module:
 
 def _is_statistic(model: nn.Module, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
-    return isinstance(model.get_submodule(owner), _NormBase) and leaf in ("running_mean", "running_var", "num_batches_tracked")
+    return isinstance(model.get_submodule(owner), _NormBase) and leaf in ("running_mean", "running_var")

@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,12 @@ _AT_LEAST = {
     "optim.weight_decay": 0,
     "optim.batch_size": 1,
     "optim.max_steps": 1,
+    "gate.open": 0,
+    "gate.trust": 0,
+    "profile.max_mb": 0,
 }
+_AT_MOST = {"seed": 2**24}
+"""Seeds of rounds and pictures are made of the run's."""
 
 _PRIMITIVES = (int, float, bool, str, bytes)
 REQUIRED: Any = inspect.Parameter.empty
@@ -297,6 +303,7 @@ def save_recipe(recipe: Mapping[str, Any], path: str | Path) -> None:
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """``["a.b=3"]`` to ``{"a": {"b": 3}}``. Raises ConfigError for what is not of that form."""
     tree: dict[str, Any] = {}
+    chosen = False
     for text in overrides:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
@@ -306,18 +313,35 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value.strip()}"), resolve=False)
         except (YAMLError, OmegaConfBaseException) as problem:
             raise ConfigError(f"the value of '{text}' is not YAML: {_yaml_problem(problem)}") from problem
+        assert isinstance(parsed, dict)
+        if keys == ["regularizers"] and not isinstance(parsed["value"], dict):
+            # Exactly these, with what is said of them before and after.
+            chosen, said = True, tree.get("regularizers", {})
+            tree["regularizers"] = {name: {**(said.get(name) or {}), **given} for name, given in _listed(parsed["value"]).items()}
+            continue
         branch = tree
         for key in keys[:-1]:
             below = branch.setdefault(key, {})
             if not isinstance(below, dict):  # buffer=reservoir buffer.options.capacity=9
                 below = branch[key] = {"name": below}
             branch = below
-        assert isinstance(parsed, dict)
         new, old = parsed["value"], branch.get(keys[-1])
         if isinstance(old, dict) and isinstance(new, str):
             new = {"name": new}
         branch[keys[-1]] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
+    if chosen:
+        tree["regularizers"] = [{name: options} for name, options in tree["regularizers"].items() if options is not None]
     return tree
+
+
+def _listed(value: Any) -> dict[str, dict[str, Any]]:
+    """Regularizers as a list or a text names them, with the options that stand beside them."""
+    if isinstance(value, str):
+        value = [name for name in value.replace(",", " ").split() if name != "none"]
+    if not isinstance(value, list):
+        value = [] if value is None else [value]
+    pairs = [next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (str(item), {}) for item in value]
+    return {str(name): options if isinstance(options, dict) else {} for name, options in pairs}
 
 
 def _yaml_problem(problem: Exception) -> str:
@@ -402,10 +426,8 @@ def _merge(parent: dict[str, Any], layer: Mapping[str, Any], is_file: bool) -> d
 
 
 def _merge_regularizers(old: dict[str, Any], value: Any, is_file: bool) -> Any:
-    if isinstance(value, str):
-        value = [name for name in value.replace(",", " ").split() if name != "none"]
-    if isinstance(value, list):
-        return {str(name): old.get(str(name), {}) for name in value}
+    if isinstance(value, (str, list)):
+        return {name: _deep(old.get(name, {}), options) for name, options in _listed(value).items()}
     if not isinstance(value, dict):
         return {} if value is None else value
     if is_file:
@@ -467,9 +489,13 @@ def _like(model: Any, value: Any, path: str) -> Any:
     kind: Any = Any if model is None else list[Any] if isinstance(model, list) else type(model)
     name = "anything" if model is None else "a list" if isinstance(model, list) else type(model).__name__
     checked = _check(Field(kind, model, name, choices), value, f"recipe key '{path}'")
-    least = _AT_LEAST.get(path)
+    least, most = _AT_LEAST.get(path), _AT_MOST.get(path)
+    if isinstance(checked, float) and not math.isfinite(checked):
+        raise ConfigError(f"recipe key '{path}' must be a finite number, not {checked!r}.")
     if least is not None and isinstance(checked, (int, float)) and not checked >= least:
         raise ConfigError(f"recipe key '{path}' must be at least {least}, not {checked!r}.")
+    if most is not None and isinstance(checked, (int, float)) and checked > most:
+        raise ConfigError(f"recipe key '{path}' must be at most {most}, not {checked!r}.")
     return checked
 
 

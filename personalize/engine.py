@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import shutil
+import tempfile
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -40,7 +43,7 @@ from .labels import LabelTable, read_labels
 from .metrics import best_threshold
 from .model import AUNet
 from .module import PersonalModule, predict
-from .profile import Profile, check_name, check_text, next_version
+from .profile import BASE_DOMAIN, Profile, check_name, check_text, next_version
 from .reader import Reader, batch_of, blend, lasting, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
 from .video import Media, open_media
@@ -54,6 +57,8 @@ SHARED = 64
 GENERATED_KEPT = 4
 """Sets of generated samples of a person that are kept for later fits, the newest."""
 GENERATED, SAMPLES = "generated", "samples.safetensors"
+MADE = "made"
+"""In a run's work folder: the sets that it made itself, a name a line."""
 
 
 @dataclass
@@ -110,6 +115,31 @@ def fit(
     return session.finish(media, found, notes, consent, started)
 
 
+def trainer_of(recipe: dict[str, Any], loggers: Any, ours: list[L.Callback]) -> L.Trainer:
+    """The trainer of a round, with the recipe's flags. Raises ConfigError for flags that go together with nothing here."""
+    flags = ranks.trainer_flags(recipe["trainer"])
+    defaults = {
+        "max_steps": recipe["optim"]["max_steps"],
+        "max_epochs": -1,
+        "logger": loggers,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "log_every_n_steps": 10,
+        "gradient_clip_val": 1.0,
+    }
+    if flags.get("logger") in (True, None):
+        flags.pop("logger", None)
+    if str(flags.get("precision", "")) in ("bf16-true", "16-true", "64-true", "64"):
+        raise ConfigError(f"trainer.precision={flags['precision']} would change the model's own numbers: use bf16-mixed, 16-mixed or 32.")
+    callbacks = ours + list(flags.get("callbacks") or [])
+    try:
+        # What a step sees is for StepBatches to say, on every rank.
+        return L.Trainer(**{**defaults, **flags, "callbacks": callbacks, "use_distributed_sampler": False})
+    except (MisconfigurationException, ValueError, TypeError) as problem:
+        raise ConfigError(f"flags of the trainer: {ui.one_line(problem)}") from problem
+
+
 class Session:
     """The training of one person: samples, rounds, the best round so far."""
 
@@ -158,20 +188,27 @@ class Session:
             if not self.prepared:
                 generator.prepare(self.identity, self.recipe["seed"])
                 self.prepared = True
+            generator.restart(number)
             samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
             if samples is None:
                 return
-            temporary = kept.with_suffix(".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
             self._write_pictures(pictures, temporary)
             samples.save(temporary / SAMPLES)
-            temporary.replace(kept)
+            try:
+                temporary.replace(kept)
+            except OSError:  # a fit beside this one was quicker
+                shutil.rmtree(temporary)
+            else:
+                with (self.work / MADE).open("a") as made:
+                    made.write(f"{key}\n")
         for picture in sorted(kept.glob("*.png")):
             (self.run_dir / "samples").mkdir(exist_ok=True)
             shutil.copy2(picture, self.run_dir / "samples")
         shutil.copy2(kept / SAMPLES, self.work / f"samples-{number}.safetensors")
-        for old in sorted(kept.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
-            shutil.rmtree(old)
+        for old in sorted(kept.parent.glob("[!.]*"), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _write_pictures(self, pictures: list[tuple[np.ndarray, str]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +254,7 @@ class Session:
 
     def _buffer(self) -> ReplayBuffer:
         buffer: ReplayBuffer = registry.create("buffers", self.recipe["buffer"]["name"], self.recipe["buffer"]["options"])
-        buffer.add(base_domain(), "base")
+        buffer.add(base_domain(), BASE_DOMAIN)
         if self.recipe["buffer"]["shared"] and self._shared.exists():
             buffer.load(self._shared)
             if self.identity.name in buffer.seen:
@@ -255,25 +292,9 @@ class Session:
         )
         last = self.work / f"round-{number}.ckpt"
         start = _step_of(last)
-        flags = ranks.trainer_flags(recipe["trainer"])
         loggers = tracking.loggers(self.run_dir, recipe, self.identity.name)
         ours = [_Saver(last), _Bar(f"Adapting, round {number + 1}", optim["max_steps"], start)]
-        defaults = {
-            "max_steps": optim["max_steps"],
-            "max_epochs": -1,
-            "logger": loggers,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "log_every_n_steps": 10,
-            "gradient_clip_val": 1.0,
-        }
-        if flags.get("logger") in (True, None):
-            flags.pop("logger", None)
-        # What a step sees is for StepBatches to say, on every rank.
-        trainer = L.Trainer(
-            **{**defaults, **flags, "callbacks": ours + list(flags.get("callbacks") or []), "use_distributed_sampler": False}
-        )
+        trainer = trainer_of(recipe, loggers, ours)
         gathered = trainer.accumulate_grad_batches
         data = PersonData(samples, optim["batch_size"], optim["max_steps"] * gathered, recipe["seed"] * 100 + number, start * gathered)
         trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=False)
@@ -459,7 +480,7 @@ class Session:
         if self.neutral is not None:
             rows["neutral_crop"] = self.neutral["crop"][:1].expand(n, -1, -1, -1)
             rows["neutral_landmarks"] = torch.nan_to_num(self.neutral["landmarks"]).expand(n, -1, -1)
-        rows["has_neutral"] = torch.full((n,), self.neutral is not None)
+            rows["has_neutral"] = torch.ones(n, dtype=torch.bool)
         try:
             with ReplayBuffer.alone(self._shared):  # fits may run side by side
                 buffer = self._buffer()
@@ -584,6 +605,8 @@ def fit_command(args: argparse.Namespace) -> int:
                 "Start anew with personalize fit --identity CLIP."
             )
         saved = json.loads(state.read_text())
+        for file in saved.get("plugins", ()):
+            registry.load_file(file)
         recipe = load_recipe(str(run_dir / "work" / "recipe.yaml"), [])
     else:
         if not args.identity:
@@ -596,6 +619,7 @@ def fit_command(args: argparse.Namespace) -> int:
             "neutral": args.neutral,
             "face": args.face,
             "consent": args.consent or "",
+            "plugins": [str(Path(file).expanduser().resolve()) for file in args.plugins or ()],
         }
     # Everything that can be wrong with what the user gave is found before a folder is made.
     typed = saved if args.resume else {"identity": args.identity, "labels": args.labels}
@@ -604,6 +628,8 @@ def fit_command(args: argparse.Namespace) -> int:
     load_base(recipe["base"])
     for kind in ("tracker", "generator", "buffer", "adapter"):
         registry.load(kind + "s", recipe[kind]["name"])
+    tracking.quiet_lightning()
+    trainer_of(recipe, [DummyLogger()], [])
     check_neutral(saved["neutral"], media)
     check_text(saved["consent"], "--consent")
     made = None
@@ -614,25 +640,20 @@ def fit_command(args: argparse.Namespace) -> int:
         save_recipe(recipe, run_dir / "work" / "recipe.yaml")
     args.run_dir = run_dir
     ranks.tell_run(run_dir)
-    before = _generated(run_dir)
     try:
         result = fit(media, recipe, run_dir, saved["name"], labels, saved["neutral"], saved["face"], saved["consent"])
     except Exception:
         if made is not None:
+            own = made / "work" / MADE
+            for key in own.read_text().split() if own.exists() else ():
+                shutil.rmtree(made.parent / GENERATED / key, ignore_errors=True)
             shutil.rmtree(made, ignore_errors=True)
-            for new in _generated(run_dir) - before:
-                shutil.rmtree(new, ignore_errors=True)
             for folder in (made.parent / GENERATED, made.parent):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
         raise
     _say(result)
     return 0
-
-
-def _generated(run_dir: Path) -> set[Path]:
-    """The sets of samples that are kept of a run's person."""
-    return set((run_dir.parent / GENERATED).glob("*"))
 
 
 def _name_of(identity: str) -> str:
@@ -670,6 +691,8 @@ def _join(run_dir: Path) -> int:
     tracking.quiet_lightning()
     work = run_dir / "work"
     saved = json.loads((work / "arguments.json").read_text())
+    for file in saved.get("plugins", ()):
+        registry.load_file(file)
     recipe = load_recipe(str(work / "recipe.yaml"), [])
     base = load_base(recipe["base"])
     labels = read_labels(saved["labels"], clip=Path(saved["identity"]).name) if saved["labels"] else None

@@ -60,6 +60,10 @@ class Generator(ABC):
     def prepare(self, identity: Identity, seed: int) -> None:
         """Fit to the person. Called once, before any request."""
 
+    def restart(self, number: int) -> None:  # noqa: B027 (a hook, empty on purpose)
+        """Called before each set of requests of a fit: what is random in it must follow from the seed and its ``number``, not from what was
+        made before, which a fit that goes on after a kill has not made."""
+
     def content(self) -> str:
         """What decides its pictures beside options, person and seed: the same text, the same pictures, and a fit need not make them anew.
         Here a hash of the source beside the class; add to it where there is more, weights for instance."""

@@ -371,6 +371,8 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
 
 # --- runs/NAME/vK ------------------------------------------------------------------------------------------------------------------
 
+BASE_DOMAIN = "base"
+"""Whose the base model's own pictures are in a replay buffer; nobody may be called so."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -379,6 +381,10 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name.endswith("."):
         allowed = "letters, digits, '.', '_' and '-', at most 64, starting with a letter or a digit"
         raise InputError(f"'{name}' cannot be a name. Use {allowed}.")
+    if name == BASE_DOMAIN:
+        raise InputError(
+            f"'{name}' cannot be a person's name: replay buffers keep the base model's own pictures under it. Give another --name."
+        )
     return name
 
 
@@ -513,6 +519,13 @@ def _forget(output: Path, folder: Path, yes: bool) -> int:
         with ReplayBuffer.alone(file):
             removed = _forget_in_buffer(file, folder.name)
         print(f"Removed {removed} item{'' if removed == 1 else 's'} of '{folder.name}' from '{file}'.")
+    rehearsed = [file for file in sorted(output.glob("*/v*/work/*.ckpt")) if _rehearses(file, folder.name)]
+    for file in rehearsed:
+        file.unlink(missing_ok=True)
+    if rehearsed:
+        print(
+            f"Deleted {len(rehearsed)} checkpoint{'s' * (len(rehearsed) > 1)} of other people's unfinished fits that held '{folder.name}'."
+        )
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -523,6 +536,17 @@ def _forget(output: Path, folder: Path, yes: bool) -> int:
     print(f"Deleted {what}: profiles, checkpoints, samples, logs and caches.")
     print("Copies elsewhere (exported files, synced W&B runs) are not known here: delete them yourself.")
     return 0
+
+
+def _rehearses(checkpoint: Path, name: str) -> bool:
+    """Whether the replay buffer in an unfinished fit's checkpoint holds a person, or nobody can say."""
+    import torch
+
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        return name in state.get("buffer", {}).get("seen", {})
+    except Exception:
+        return True
 
 
 def _forget_in_buffer(file: Path, name: str) -> int:

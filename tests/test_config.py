@@ -115,6 +115,11 @@ def test_regularizers_added_removed_and_chosen() -> None:
     assert names("regularizers.lwf=null") == ["l2sp"]
     assert names("regularizers=[ewc]") == ["ewc"]
     assert names("regularizers=[]") == []
+    assert names("regularizers=[ewc]", "regularizers.lwf.weight=3") == ["ewc", "lwf"]
+    assert names("regularizers=[ewc, lwf]", "regularizers.ewc=null") == ["lwf"]
+    for words in (["regularizers=[ewc]", "regularizers.ewc.weight=30"], ["regularizers.ewc.weight=30", "regularizers=ewc"]):
+        found = load_recipe("default", words)["regularizers"]
+        assert list(found) == ["ewc"] and found["ewc"]["weight"] == 30.0
     # the options of one that stays are kept
     assert load_recipe("default", ["regularizers=[lwf]"])["regularizers"]["lwf"]["weight"] == 1.0
 
@@ -147,7 +152,11 @@ def test_unknown_plugins() -> None:
 def test_wrong_values() -> None:
     assert bad("rounds=many") == "recipe key 'rounds' must be int, not 'many'."
     assert bad("rounds=0") == "recipe key 'rounds' must be at least 1, not 0."
-    assert bad("optim.lr=nan") == "recipe key 'optim.lr' must be at least 0, not nan."
+    assert bad("optim.lr=nan") == "recipe key 'optim.lr' must be a finite number, not nan."
+    assert bad("gate.open=-1") == "recipe key 'gate.open' must be at least 0, not -1.0."
+    assert bad("gate.trust=-0.5") == "recipe key 'gate.trust' must be at least 0, not -0.5."
+    assert bad("profile.max_mb=.inf") == "recipe key 'profile.max_mb' must be a finite number, not inf."
+    assert bad("seed=5000000000") == "recipe key 'seed' must be at most 16777216, not 5000000000."
     assert bad("neutral.use=perhaps") == "recipe key 'neutral.use' must be bool, not 'perhaps'."
     assert (
         bad("tracking.wandb=onlin")

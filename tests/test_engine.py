@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Clip, Said, expected_of
 from torch import Tensor
 
@@ -407,6 +408,60 @@ def test_everything_may_move(fit: Run, tmp_path: Path) -> None:
     assert fit("--adapter", "full", "profile.max_mb=5", "optim.max_steps=2", "generator.samples=6").code == 0
     assert sum(p.stat().st_size for p in (tmp_path / "runs/her/v1/profile").iterdir()) > 2e6
     assert Profile.load(tmp_path / "runs/her/v1").adapter == "full"
+    words = ["adapter.options.batchnorm=adapt", "profile.max_mb=5", "optim.max_steps=2", "generator.samples=6"]
+    assert fit("--adapter", "full", *words).code == 0
+    assert any(key.endswith("running_mean") for key in Profile.load(tmp_path / "runs/her/v2").delta)
+
+
+def test_weights_that_earlier_people_need_are_found_in_the_real_network(fit: Run, tmp_path: Path) -> None:
+    """Gradients sample by sample, through the backbone and all."""
+    assert fit("--regularizer", "ewc", "regularizers.ewc.weight=30", "optim.max_steps=2", "generator.samples=6").code == 0
+    recipe = yaml.safe_load((tmp_path / "runs/her/v1/recipe.yaml").read_text())
+    assert list(recipe["regularizers"]) == ["ewc"] and recipe["regularizers"]["ewc"]["weight"] == 30
+
+
+def test_two_fits_side_by_side_keep_one_set_of_samples(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another fit of the same person makes the same set while this one does: that one's is taken, and is left when this one fails."""
+    words = ["optim.max_steps=1", "generator.samples=6"]
+    assert fit(*words).code == 0
+    (made,) = (tmp_path / "runs/her/generated").iterdir()
+    made.rename(tmp_path / "aside")
+    whole = engine.generate
+
+    def meanwhile(*given: Any) -> Any:
+        found = whole(*given)
+        (tmp_path / "aside").rename(made)
+        return found
+
+    monkeypatch.setattr(engine, "generate", meanwhile)
+    monkeypatch.setattr(engine.Session, "finish", _full_disk)
+    before = (tmp_path / "aside").stat().st_mtime_ns
+    assert fit(*words).code == 2
+    assert list((tmp_path / "runs/her/generated").iterdir()) == [made] and made.stat().st_mtime_ns == before
+
+
+def test_plugin_files_are_known_to_the_fit_that_goes_on(face_clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from personalize.registry import register\n"
+        "from personalize_plugins.generators.replay_only import ReplayOnly\n\n"
+        "@register('mine')\n"
+        "class Mine(ReplayOnly):\n"
+        "    def prepare(self, identity, seed):\n"
+        "        if 'STOP' in os.environ:\n"
+        "            raise KeyboardInterrupt\n"
+    )
+    words = ["--identity", str(face_clip.path), "--name", "her", "--plugins", "mine.py", "--generator", "mine", *SMALL]
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        call = [str(Path(sys.executable).with_name("personalize")), "fit", *words]
+        return subprocess.run(call, env={**os.environ, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+
+    stopped = run(*words, STOP="1")
+    assert stopped.stderr.splitlines()[-1] == "Interrupted. Resume with: personalize fit --resume runs/her/v1"
+    done = run("--resume", "runs/her/v1")
+    assert done.returncode == 0, done.stderr
+    assert Profile.load(tmp_path / "runs/her/v1").recipe["generator"]["name"] == "mine"
 
 
 def test_what_later_fits_rehearse(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,9 +484,13 @@ def test_what_later_fits_rehearse(fit: Run, tmp_path: Path, monkeypatch: pytest.
     crops = dict(zip(state["fields"]["crop.slots"].tolist(), state["fields"]["crop"], strict=True))
     there = {crop.numpy().tobytes() for crop in generated[0]}
     assert all(crops[i].numpy().tobytes() in there for i, owner in enumerate(state["owners"]) if owner == "her")
+    assert fit("neutral.use=false", *words).code == 0
+    buffer.load(tmp_path / "runs" / "buffer.safetensors")
+    slots = buffer.state_dict()["fields"]["has_neutral.slots"].tolist()
+    assert buffer.people()["her"] > 0 and not {i for i, owner in enumerate(buffer.owners) if owner == "her"} & set(slots)
     monkeypatch.setattr(engine.ReplayBuffer, "save", _full_disk)
     said = fit(*words)
-    assert said.code == 0 and Profile.load(tmp_path / "runs/her/v3").delta is not None
+    assert said.code == 0 and Profile.load(tmp_path / "runs/her/v4").delta is not None
     problem = "[Errno 28] No space left on device: 'profile.safetensors'"
     assert f"later fits cannot rehearse this person, buffer.safetensors is left as it was: {problem}" in warned(said)
 
@@ -507,6 +566,16 @@ def test_batches_that_are_gathered_into_a_step(fit: Run, monkeypatch: pytest.Mon
             "There is: au_residual, ganimation, mesh_warp, pix2pix, pix2pix_au, pix2pixhd, replay_only.",
         ),
         (["--name", "../x"], None),
+        (
+            ["--name", "base"],
+            "'base' cannot be a person's name: replay buffers keep the base model's own pictures under it. Give another --name.",
+        ),
+        (
+            ["trainer.precision=bf16-true"],
+            "trainer.precision=bf16-true would change the model's own numbers: use bf16-mixed, 16-mixed or 32.",
+        ),
+        (["trainer.devices=0"], None),
+        (["trainer.barebones=true"], None),
         (["--face", "4"], None),
         (["--labels", "none.csv"], "no such label file: 'none.csv'."),
         (["--recipe", "base"], "recipe base is of kind 'base', and this command takes one of kind 'fit', as default is."),

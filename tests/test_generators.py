@@ -323,6 +323,21 @@ def test_what_is_asked_exactly_is_as_strong_as_asked() -> None:
         assert len(gains) == 5 and (np.allclose(gains, 1.0) if exact else np.std(gains) > 0.05)
 
 
+def test_a_set_of_pictures_does_not_depend_on_the_sets_before() -> None:
+    """A fit that goes on after a kill makes the second round's without having made the first's."""
+    requests, made = [Request({12: 3.0})] * 4, []
+    for before in ([], requests):
+        generator = MeshWarp()
+        generator.prepare(identity(), 0)
+        generator.generate(before)
+        generator.restart(1)
+        made.append(generator.generate(requests))
+        generator.restart(0)
+        assert [s.info for s in generator.generate(requests)] != [s.info for s in made[-1]]  # type: ignore[union-attr]
+    for a, b in zip(*made, strict=True):
+        assert a is not None and b is not None and np.array_equal(a.image, b.image) and a.info == b.info
+
+
 def test_a_large_picture_shows_what_a_small_one_does() -> None:
     """At 384 pixels more of it is skin than OpenCV looks up at once."""
     o = identity().observations[0]

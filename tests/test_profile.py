@@ -376,6 +376,18 @@ def test_forget_deletes_everything_of_one_person(tmp_path, capsys, monkeypatch):
         identities_command(args("forget", tmp_path / "ben", "..", yes=True))
 
 
+def test_forget_takes_the_person_out_of_other_peoples_unfinished_fits(tmp_path, capsys):
+    """Whose checkpoints hold a replay buffer with pictures of earlier people; one that nobody can read may."""
+    make("anna").save(tmp_path / "anna" / "v1")
+    for name, seen in (("ben", {"base": 3, "anna": 2}), ("cid", {"base": 3})):
+        (tmp_path / name / "v1" / "work").mkdir(parents=True)
+        torch.save({"buffer": {"seen": seen}}, tmp_path / name / "v1" / "work" / "round-0.ckpt")
+    (tmp_path / "ben" / "v1" / "work" / "round-1.ckpt").write_bytes(b"half of one")
+    identities_command(args("forget", tmp_path, "anna", yes=True))
+    assert "Deleted 2 checkpoints of other people's unfinished fits that held 'anna'." in capsys.readouterr().out
+    assert [p.parent.parent.parent.name for p in tmp_path.glob("*/v1/work/*.ckpt")] == ["cid"]
+
+
 def test_forget_follows_no_link_out_of_the_runs(tmp_path):
     outside = tmp_path / "outside"
     make().save(outside / "v1")

@@ -371,6 +371,10 @@ class MeshWarp(Generator):
 
     # --- pictures ---------------------------------------------------------------------------------------------------------------
 
+    def restart(self, number: int) -> None:
+        """The pictures of a set are numbered by the set."""
+        self._count = number << 32
+
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         """One picture a request; None where no frame is near enough in pose, or what is asked for is out of range.
 
