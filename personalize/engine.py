@@ -194,15 +194,17 @@ class Session:
                 return
             kept.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
-            self._write_pictures(pictures, temporary)
-            samples.save(temporary / SAMPLES)
             try:
+                self._write_pictures(pictures, temporary)
+                samples.save(temporary / SAMPLES)
                 temporary.replace(kept)
-            except OSError:  # a fit beside this one was quicker
-                shutil.rmtree(temporary)
-            else:
                 with (self.work / MADE).open("a") as made:
                     made.write(f"{key}\n")
+            except OSError:
+                if not (kept / SAMPLES).exists():  # else a fit beside this one was quicker
+                    raise
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         for picture in sorted(kept.glob("*.png")):
             (self.run_dir / "samples").mkdir(exist_ok=True)
             shutil.copy2(picture, self.run_dir / "samples")

@@ -519,7 +519,7 @@ def _forget(output: Path, folder: Path, yes: bool) -> int:
         with ReplayBuffer.alone(file):
             removed = _forget_in_buffer(file, folder.name)
         print(f"Removed {removed} item{'' if removed == 1 else 's'} of '{folder.name}' from '{file}'.")
-    rehearsed = [file for file in sorted(output.glob("*/v*/work/*.ckpt")) if _rehearses(file, folder.name)]
+    rehearsed = [file for file in sorted(output.glob("*/v*/work/*.ckpt")) if folder not in file.parents and _rehearses(file, folder.name)]
     for file in rehearsed:
         file.unlink(missing_ok=True)
     if rehearsed:
