@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -82,6 +83,19 @@ class Prefetch(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch with ``count`` threads, one at least, beside a stage that needs a core: more would take it, waiting for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(count, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Apart(Generic[T]):

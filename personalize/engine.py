@@ -606,10 +606,7 @@ def fit_command(args: argparse.Namespace) -> int:
                 f"nothing to resume in {run_dir}: it is finished, or no run of personalize. "
                 "Start anew with personalize fit --identity CLIP."
             )
-        saved = json.loads(state.read_text())
-        for file in saved.get("plugins", ()):
-            registry.load_file(file)
-        recipe = load_recipe(str(run_dir / "work" / "recipe.yaml"), [])
+        saved, recipe = _begun(run_dir)
     else:
         if not args.identity:
             raise InputError("no clip given: use personalize fit --identity CLIP, or --resume RUN to continue one.")
@@ -658,6 +655,14 @@ def fit_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _begun(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an unfinished run was started with, its arguments and its recipe; its plug-in files are loaded."""
+    saved = json.loads((run_dir / "work" / "arguments.json").read_text())
+    for file in saved.get("plugins", ()):
+        registry.load_file(file)
+    return saved, load_recipe(str(run_dir / "work" / "recipe.yaml"), [])
+
+
 def _name_of(identity: str) -> str:
     stem = unicodedata.normalize("NFKD", Path(identity.rstrip("/")).stem).encode("ascii", "ignore").decode()
     cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
@@ -692,10 +697,7 @@ def _join(run_dir: Path) -> int:
     parent = os.getppid()
     tracking.quiet_lightning()
     work = run_dir / "work"
-    saved = json.loads((work / "arguments.json").read_text())
-    for file in saved.get("plugins", ()):
-        registry.load_file(file)
-    recipe = load_recipe(str(work / "recipe.yaml"), [])
+    saved, recipe = _begun(run_dir)
     base = load_base(recipe["base"])
     labels = read_labels(saved["labels"], clip=Path(saved["identity"]).name) if saved["labels"] else None
     tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])

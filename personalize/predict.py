@@ -8,14 +8,14 @@ import functools
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import registry, ui
-from .ahead import Prefetch
+from .ahead import Prefetch, torch_threads
 from .aus import AUS, COLUMNS
 from .errors import InputError, ProfileError
 from .faces import Observation, Tracker
@@ -216,7 +216,9 @@ def predict(
         with Prefetch(stream, depth=_AHEAD) as ahead, bar:
             reader = opened() if callable(opened) else opened
             if isinstance(tracker, tuple):
-                stack.enter_context(_a_core_less())
+                import torch
+
+                stack.enter_context(torch_threads(torch.get_num_threads() - 1))  # a core is the tracker's
             smoothed = smooth and not media.still
             if smoothed:
                 _smoothing(reader.base)
@@ -237,19 +239,6 @@ def predict(
     if not all_faces or face is not None:
         table.keep(person)
     return table, person
-
-
-@contextmanager
-def _a_core_less() -> Iterator[None]:
-    """PyTorch leaves a core to the tracker: its threads, waiting for each other, would take it from that."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads - 1, 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _smoothing(base: Base) -> np.ndarray:

@@ -543,7 +543,7 @@ def _rehearses(checkpoint: Path, name: str) -> bool:
     import torch
 
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)  # runs nothing that a file may hold
         return name in state.get("buffer", {}).get("seen", {})
     except Exception:
         return True

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch.nn import functional as F
 
 import personalize
 from personalize import ui
-from personalize.ahead import Prefetch
+from personalize.ahead import Prefetch, torch_threads
 from personalize.aus import AUS
 from personalize.errors import ConfigError
 from personalize.generators import Request, Sample
@@ -48,17 +46,6 @@ def load_net(weights: Path) -> _residual.ResidualNet:
     if card["aus"] != list(AUS):
         raise ConfigError(f"the weights of au_residual at {weights} know other AUs than this version of personalize: train them anew.")
     return net.eval().requires_grad_(False)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small pictures are convolved faster by one thread beside the one that warps than by threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class AuResidual(MeshWarp):
@@ -137,7 +124,8 @@ class AuResidual(MeshWarp):
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         """As mesh_warp's; the next pictures are warped while the network corrects one."""
         samples: list[Sample | None] = []
-        with Prefetch(map(self._guided, requests), depth=4) as ahead, _one_thread(), torch.inference_mode():
+        # Small pictures are convolved faster by one thread beside the one that warps than by several.
+        with Prefetch(map(self._guided, requests), depth=4) as ahead, torch_threads(1), torch.inference_mode():
             for guided in ahead:
                 if guided is not None:
                     draft, guide, batch = guided
