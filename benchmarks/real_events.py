@@ -4,8 +4,9 @@
 
 CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states, by the base and
 (--fit) by the model fitted to that very clip: frame-level AUC inside the clip of the intensity; and, as a reading in the right order may
-still be far too low, its mean where the AU is on and off and the share of frames in which it is reported present. Sanity checks made by
-eye, not FACS codes; nothing is trained or tuned on them.
+still be far too low, its mean where the AU is on and off and the share of frames in which it is reported present. Beside them, how well the
+crop and the landmark branch agree, each alone: the correlation of their expected intensities over the clip, of AUs that both see move.
+Sanity checks made by eye, not FACS codes; nothing is trained or tuned on them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,47 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from personalize import engine, registry, ui
 from personalize.aus import AUS, COLUMNS
 from personalize.config import load_recipe
+from personalize.faces import Observation
 from personalize.labels import read_labels
-from personalize.metrics import auc
-from personalize.reader import Reader
+from personalize.metrics import auc, pcc
+from personalize.reader import Reader, batch_of, blend
 from personalize.tracks import Survey, observe
 from personalize.video import open_media
 from personalize.weights import load_base
+
+MOVES = 0.05
+"""Standard deviation of expected intensities from which on a branch sees an AU move in a clip."""
+
+
+@torch.inference_mode()
+def branch(reader: Reader, seen: list[Observation], crop: bool) -> np.ndarray:
+    """(N, K) expected intensities of one clip by the crop alone or the landmarks alone; of a person's model gated as its readings are."""
+    read = []
+    for start in range(0, len(seen), 64):
+        batch = batch_of(seen[start : start + 64])
+        off = torch.zeros(len(batch["crop"]), dtype=torch.bool)
+        alone = (off if crop else batch["has_landmarks"], None, ~off if crop else off)
+        maps = reader.net.maps(batch["crop"])
+        base = reader.net.answer(reader.net.project(maps), batch["landmarks"], alone[0], None, *alone[1:])["intensity"].numpy()
+        if reader.own is None or reader.profile is None:
+            read.append(base)
+            continue
+        look = reader.own.project(maps if reader.shared else reader.own.maps(batch["crop"]))
+        own = reader.own.answer(look, batch["landmarks"], alone[0], reader.neutral, *alone[1:])["intensity"].numpy()
+        read.append(blend(base, own, reader.profile.gate, reader.profile.trust))
+    return np.concatenate(read)
+
+
+def agreement(reader: Reader, seen: list[Observation]) -> np.ndarray:
+    """(K,) correlation of the two branches, NaN where one of them does not see the AU move."""
+    crop, points = branch(reader, seen, True), branch(reader, seen, False)
+    moves = (crop.std(0) > MOVES) & (points.std(0) > MOVES)
+    return np.array([pcc(crop[:, k], points[:, k]) if moves[k] else np.nan for k in range(len(AUS))])
 
 
 def main() -> None:
@@ -39,7 +71,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     base = load_base(args.base)
     tracker = registry.create("trackers", "mediapipe", {})
-    rows, heights, result = [], [], {}
+    rows, heights, agree = [], [], []
+    result: dict[str, dict] = {}
     for name in sorted({line.split(",")[0] for line in (args.folder / "events.csv").read_text().splitlines()[1:]}):
         media = open_media(args.folder / name)
         survey = Survey()
@@ -57,6 +90,8 @@ def main() -> None:
                     fitted = engine.fit(media, recipe, Path(folder) / "runs" / "clip" / "v1", "clip")
                     readers[f"fit{seed}"] = Reader(base, fitted.profile)
         readings = {key: r.read_clip(seen).best for key, r in readers.items()}
+        together = {key: agreement(r, seen) for key, r in readers.items()}
+        agree += [[name, COLUMNS[k], *(t[k] for t in together.values())] for k in range(len(AUS)) if not np.isnan(together["base"][k])]
         for k in range(len(AUS)):
             truth = target[known[:, k], k] >= 1
             if truth.any() and not truth.all():
@@ -77,10 +112,12 @@ def main() -> None:
     ui.table("AUC inside the clip", columns, rows)
     states = [f"{key} {what} {state}" for key in readings for state in ("on", "off") for what in ("mean", "present")]
     ui.table("Intensity, and share of frames with the AU present, where it is on and off", ["clip", "AU", *states], heights)
+    ui.table("Correlation of the crop and the landmark branch inside the clip", ["clip", "AU", *readings], agree)
     means = {key: float(np.mean([r[key] for r in result.values()])) for key in readings}
     print("mean", {k: round(v, 4) for k, v in means.items()})
     if args.json:
-        args.json.write_text(json.dumps({"events": result, "mean": means}, indent=1) + "\n")
+        agreed = {f"{clip} {au}": dict(zip(readings, map(float, values), strict=True)) for clip, au, *values in agree}
+        args.json.write_text(json.dumps({"events": result, "mean": means, "agreement": agreed}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -103,24 +103,29 @@ def repaint(crop: Tensor, points: Tensor, person: Tensor, seed: int) -> Tensor:
                 gain = float(strength * (rng.normal() - 0.7))  # most are shadows
                 cv2.polylines(lines[i], [places[i, list(line)]], False, gain, int(rng.integers(1, 3)), cv2.LINE_8, 4)
         cv2.GaussianBlur(lines[i], (0, 0), soft, lines[i])
-    cells = _grid(crop, side).expand(n, -1, -1)
-    masks = torch.stack([torch.exp(-0.5 * (torch.cdist(cells, points[:, p]).amin(2) / r) ** 2) for p, r, _ in PARTS], 1)
-    painted = torch.einsum("brp,brc->bcp", masks, torch.from_numpy(colours).to(device)).view(n, 3, side, side)
-    tone = F.interpolate(painted, (CROP_SIZE, CROP_SIZE), mode="bilinear", align_corners=False)
-    return crop * (tone + torch.from_numpy(lines).to(device)[:, None]).clamp_(-1.6, 0.8).exp_()
+    cells = _grid(crop, side)
+    painted = torch.zeros(n, 3, side * side, device=device)
+    for k, (part, radius, _) in enumerate(PARTS):
+        rows = np.flatnonzero(colours[:, k].any(-1))  # most are painted in a few pictures only
+        if len(rows):
+            near = torch.cdist(cells.expand(len(rows), -1, -1), points[rows][:, part]).amin(2)
+            colour = torch.from_numpy(colours[rows, k]).to(device)
+            painted[rows] += colour[:, :, None] * torch.exp(-0.5 * (near / radius) ** 2)[:, None]
+    tone = F.interpolate(painted.view(n, 3, side, side), (CROP_SIZE, CROP_SIZE), mode="bilinear", align_corners=False)
+    return tone.add_(torch.from_numpy(lines).to(device)[:, None]).clamp_(-1.6, 0.8).exp_().mul_(crop)
 
 
 def restyle(crop: Tensor) -> Tensor:
     """Detail sharpened or lost, and random filters over some pictures. crop: (B, 3, H, W) float, 0-255."""
     n = len(crop)
     height, width = crop.shape[-2:]
-    fine, middle = (
-        F.interpolate(F.interpolate(crop, (height // k, width // k), mode="area"), (height, width), mode="bilinear", align_corners=False)
-        for k in (2, 4)
-    )
+    fine = F.interpolate(crop, (height // 2, width // 2), mode="area")
+    middle = F.interpolate(F.interpolate(fine, (height // 4, width // 4), mode="area"), fine.shape[-2:], mode="bilinear")
     on = (torch.rand(n, 1, 1, 1, device=crop.device) < 0.6).float()
     sharp, relief = (0.7 * on * _normal(crop, n, 1, 1, 1)).exp(), (0.45 * on * _normal(crop, n, 1, 1, 1)).exp()
-    crop = middle + relief * (fine - middle) + sharp * (crop - fine)
+    # relief and sharp weigh what half and full resolution add to a quarter's; summed at half of it first.
+    coarse = (relief - sharp) * fine + (1 - relief) * middle
+    crop = F.interpolate(coarse, (height, width), mode="bilinear").addcmul_(sharp, crop)
     # A filter for each eighth picture of the batch: one call for all of its pictures.
     for group in range(min(n, 8)):
         if float(torch.rand(())) < 0.35:
@@ -128,10 +133,10 @@ def restyle(crop: Tensor) -> Tensor:
             size = 1 + 2 * int(torch.randint(0, 3, ()))
             kernel = _normal(crop, 3, 3, size, size) / (3**0.5 * size)
             seen = F.conv2d(F.pad(some, [size // 2] * 4, mode="replicate"), kernel)
-            mean, std = some.mean((1, 2, 3), keepdim=True), some.std((1, 2, 3), keepdim=True)
-            own = (seen - seen.mean((1, 2, 3), keepdim=True)) / seen.std((1, 2, 3), keepdim=True).clamp_min(1e-3) * std + mean
-            share = 0.6 * float(torch.rand(()))
-            crop[group::8] = share * own + (1 - share) * some
+            (was, had), (var, mean) = (torch.var_mean(x.flatten(1), 1) for x in (some, seen))
+            gain = (was.sqrt() / var.sqrt().clamp_min(1e-3)).view(-1, 1, 1, 1)
+            own = seen.sub_(mean.view(-1, 1, 1, 1)).mul_(gain).add_(had.view(-1, 1, 1, 1))
+            crop[group::8] = torch.lerp(some, own, 0.6 * float(torch.rand(())))
     return crop
 
 
@@ -161,15 +166,15 @@ def augment_crops(crop: Tensor) -> Tensor:
         torch.exp(0.08 * _normal(crop, n, 3, 1, 1)),
     )
     light = F.interpolate(0.22 * _normal(crop, n, 1, 4, 4), (size, size), mode="bicubic", align_corners=True).exp()
-    crop = (crop * light - 110) * gain * tint + 110 + bias
-    grey = (torch.rand(n, 1, 1, 1, device=device) < 0.4).float()
-    crop = crop * (1 - grey) + crop.mean(1, keepdim=True) * grey
-    crop = crop + 6 * torch.rand(n, 1, 1, 1, device=device) * torch.randn_like(crop)
+    crop = crop.mul_(light).sub_(110).mul_(gain * tint).add_(110 + bias)
+    grey = torch.rand(n, device=device) < 0.4
+    crop[grey] = crop[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    crop.addcmul_(6 * torch.rand(n, 1, 1, 1, device=device), torch.randn_like(crop))
     for i in torch.nonzero(torch.rand(n) < 0.25).flatten().tolist():
         h, w = int(torch.randint(14, 60, ())), int(torch.randint(14, 60, ()))
         y, x = int(torch.randint(0, size - h, ())), int(torch.randint(0, size - w, ()))
         crop[i, :, y : y + h, x : x + w] = 255 * torch.rand(3, 1, 1, device=device)
-    return crop.clamp(0, 255)
+    return crop.clamp_(0, 255)
 
 
 def augment_landmarks(
