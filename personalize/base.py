@@ -28,7 +28,7 @@ from .config import digest
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
 from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
 from .weights import KNOTS, SHIPPED, Base, load_base, save_base
@@ -101,7 +101,8 @@ class BaseModule(L.LightningModule):
         groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=max(steps, 2), pct_start=0.1)
+        # A tenth of ten steps is one, and the schedule divides by one less.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=max(steps, 11), pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -199,16 +200,24 @@ def fit_readout(expected: np.ndarray, target: np.ndarray) -> np.ndarray:
     return out
 
 
-def best_thresholds(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, occurrence: np.ndarray) -> np.ndarray:
-    """(K,) expected intensity from which an AU counts as present (B level, 2, in the labels): best F1 on validation people, in 0.5-3."""
+def best_thresholds(
+    prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, occurrence: np.ndarray, present_at: np.ndarray | float = 2.0
+) -> np.ndarray:
+    """(K,) expected intensity from which an AU counts as present: best F1 on validation people, in 0.5-3; the middle of the other AUs'
+    where none of them shows it.
+
+    present_at: labelled intensity that counts as present (B level, 2, or that of the data set, (N, 1)).
+    """
     grid = np.arange(0.5, 3.01, 0.1)
-    best = []
+    best = np.full(prediction.shape[1], np.nan)
+    present = target >= np.where(occurrence > 0, 1, present_at)
     for k in range(prediction.shape[1]):
-        known = mask[:, k]
-        truth, read = (target[:, k] >= np.where(occurrence[:, k] > 0, 1, 2))[known], prediction[known, k]
-        f1 = [2 * (truth & (read >= g)).sum() / max(truth.sum() + (read >= g).sum(), 1) for g in grid]
-        best.append(grid[int(np.argmax(f1))])
-    return np.array(best, np.float32)
+        truth, read = present[mask[:, k], k], prediction[mask[:, k], k]
+        if truth.any():
+            f1 = [2 * (truth & (read >= g)).sum() / (truth.sum() + (read >= g).sum()) for g in grid]
+            best[k] = grid[int(np.argmax(f1))]
+    middle = np.nanmedian(best) if np.isfinite(best).any() else 2.0
+    return np.where(np.isnan(best), middle, best).astype(np.float32)
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
@@ -245,9 +254,13 @@ class _Epochs(L.Callback):
         if trainer.current_epoch % max(last // 6, 1):
             return
         parts = []
+        truth = intensities(self.validation)
+        metric = "icc" if np.isfinite(truth).any() else "auc"  # of presence alone
         for mode, neutral in (("fused", False), ("fused", True)):
-            s = scores(read_renders(module.average.module, self.validation, mode, neutral), intensities(self.validation))  # type: ignore[union-attr, arg-type]
-            parts.append(f"{mode}{'+neutral' if neutral else ''} icc {np.nanmean([v['icc'] for v in s.values()]):.3f}")
+            read = read_renders(module.average.module, self.validation, mode, neutral)  # type: ignore[union-attr, arg-type]
+            s = scores(read, truth if metric == "icc" else labels(self.validation))
+            defined = [v[metric] for v in s.values() if np.isfinite(v[metric])]
+            parts.append(f"{mode}{'+neutral' if neutral else ''} {metric} {np.mean(defined) if defined else np.nan:.3f}")
         left = (time.time() - self.start) / (done - self.first) * (last - done)
         ui.info(f"epoch {done}/{last}: {', '.join(parts)}; {left / 60:.0f} min left")
 
@@ -269,6 +282,14 @@ def second_stage(
 def intensities(data: dict[str, np.ndarray]) -> np.ndarray:
     """(N, K) float32 targets with NaN where no intensity is known."""
     return np.where(data["mask"] & (data["occurrence"] == 0), data["target"], np.nan).astype(np.float32)
+
+
+def labels(data: dict[str, np.ndarray]) -> np.ndarray:
+    """(N, K) float32 what is known of each AU: its intensity or, of one of which none is known anywhere, its presence 0/1; else NaN."""
+    out = intensities(data)
+    bare = ~np.isfinite(out).any(0)
+    out[:, bare] = np.where(data["mask"], data["target"], np.nan)[:, bare]
+    return out
 
 
 def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
@@ -320,20 +341,25 @@ def fit(
     started = time.time()
     tracking.quiet_lightning()
     L.seed_everything(recipe["seed"], verbose=False)
-    folder.mkdir(parents=True, exist_ok=True)
     world, optim = recipe["world"], recipe["optim"]
     sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
         Source(SYNTHETIC, data_folder or folder / "renders")
     ]
+    data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])  # a folder that is wrong is told first
+    folder.mkdir(parents=True, exist_ok=True)
     with ranks.first_goes_ahead():
         for source in sources:
             if source.name == SYNTHETIC and source.path is not None:
                 for split in ("validation", "train"):
                     dataset.make(source.path, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
-        data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
         train, validation = data.train_arrays(), data.validation_arrays()
-    for line in dataset.describe(intensities(train)).splitlines():
+    for line in dataset.describe(labels(train)).splitlines():
         ui.info(line)
+    earlier = load_base(recipe["start"]).card.get("untaught", []) if recipe["start"] else COLUMNS
+    taught: np.ndarray = np.any(train["mask"], axis=0)
+    untaught = [name for k, name in enumerate(COLUMNS) if not taught[k] and name in earlier]
+    if untaught:
+        ui.warn(f"no source codes {', '.join(untaught)}: the model learns nothing of them. Add --data synthetic, or another source.")
     work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
     net = first_weights(recipe, train)
 
@@ -364,7 +390,8 @@ def fit(
     if rank:  # the first one measures and writes
         return path
     readings = {known: read_renders(best, validation, "fused", known) for known in (False, True)}
-    thresholds = best_thresholds(readings[False], validation["target"], validation["mask"], validation["occurrence"])
+    present_at = np.array([2.0 if d is None else d.present_at for d in data.datasets])[validation["source"], None]
+    thresholds = best_thresholds(readings[False], validation["target"], validation["mask"], validation["occurrence"], present_at)
     truth = intensities(validation)
     # The picture that serves as the neutral is judged in none of the tables.
     judged = ~np.isin(np.arange(len(truth)), list(references(validation).values()))
@@ -378,6 +405,7 @@ def fit(
         "aus": list(AUS),
         "model": best.config,
         "thresholds": [round(float(t), 2) for t in thresholds],
+        "untaught": untaught,
         "data": f"{len(train['crop'])} tracked pictures of {len(np.unique(train['person']))} people; {held}",
         "data_sources": named,
         "recipe": recipe,
@@ -437,11 +465,17 @@ def evaluate_command(args: argparse.Namespace) -> int:
     """``personalize base evaluate``: the model's table on validation people, or the field's tables on recorded data sets."""
     from .config import load_recipe
     from .datasets.tables import ended
+    from .predict import check_target
     from .synth import dataset
 
     base = load_base(args.base or SHIPPED)
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # not after all the reading
+    if args.output:  # what is wrong with it is said before all the reading
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        for target in (ended(Path(args.output), ending) for ending in ((".json", ".csv") if isinstance(args.data, list) else (".json",))):
+            check_target(target)
+            for source in args.sources:
+                if source.name != SYNTHETIC and source.path and target.resolve().is_relative_to(source.path.resolve()):
+                    raise InputError(f"--output: {target} would be taken for a part of {source.name}: give another folder.")
     if isinstance(args.data, list):
         from .datasets.tables import evaluate_sources, print_tables, write_tables
 

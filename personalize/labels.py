@@ -15,6 +15,7 @@ import csv
 import difflib
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -222,7 +223,7 @@ def read_labels(path: str | Path, clip: str | None = None) -> LabelTable:
 
     Columns named as occurrence (``AU06_c``, ``Occ_au_6``) and a span file's ``state`` of at most 1 are occurrences; named as intensity
     (``AU06_r``, ``Int_au_6``) they are intensities. The rest share one scale: intensities if any of their values is a letter A-E or
-    other than 0 and 1.
+    other than 0 and 1, of whichever clip.
     Where a file has both for an AU, the intensity is taken. AUs that the base model does not read are left out with one warning line.
 
     Raises:
@@ -242,17 +243,20 @@ def read_labels(path: str | Path, clip: str | None = None) -> LabelTable:
     if not body:
         raise InputError(f"label file '{path}' has a header and no rows.")
     body = [(line, cells + [""] * (len(names) - len(cells))) for line, cells in body]
+    whole = [cells for _, cells in body]
     body, clips = _of_clip(path, names, body, clip)
     parse = _Cells(path, decimal_comma)
     if all(name in names for name in _SPAN) and any(name in names for name in _VALUE):
-        return _read_spans(path, names, body, parse, clips)
+        return _read_spans(path, names, body, whole, parse, clips)
     if "au" in names and any(name in names for name in ("start_s", "end_s", *_VALUE)):
         missing = [name for name in _SPAN if name not in names] or ["value"]
         raise InputError(f"{path.name} has no column '{missing[0]}'; spans need au,start_s,end_s,value. It has: {', '.join(shown)}.")
-    return _read_frames(path, names, shown, head_line, body, parse, clips)
+    return _read_frames(path, names, shown, head_line, body, whole, parse, clips)
 
 
-def _read_spans(path: Path, names: list[str], body: list[tuple[int, list[str]]], parse: _Cells, clips: tuple[str, ...]) -> LabelTable:
+def _read_spans(
+    path: Path, names: list[str], body: list[tuple[int, list[str]]], whole: list[list[str]], parse: _Cells, clips: tuple[str, ...]
+) -> LabelTable:
     value_name = next(name for name in _VALUE if name in names)
     at = {name: names.index(name) for name in (*_SPAN, value_name)}
     keys: list[tuple[float, float]] = []
@@ -277,12 +281,19 @@ def _read_spans(path: Path, names: list[str], body: list[tuple[int, list[str]]],
     if not values:
         raise _no_au(path, left_out)
     table = np.stack(values)
-    occurrence = np.full(len(AUS), _binary(table)) & np.isfinite(table).any(axis=0)
+    occurrence = np.full(len(AUS), parse.binary(whole, [at[value_name]])) & np.isfinite(table).any(axis=0)
     return _done(LabelTable(path, "span", keys, table, occurrence, lines, tuple(sorted(left_out)), clips))
 
 
 def _read_frames(
-    path: Path, names: list[str], shown: list[str], head_line: int, body: list[tuple[int, list[str]]], parse: _Cells, clips: tuple[str, ...]
+    path: Path,
+    names: list[str],
+    shown: list[str],
+    head_line: int,
+    body: list[tuple[int, list[str]]],
+    whole: list[list[str]],
+    parse: _Cells,
+    clips: tuple[str, ...],
 ) -> LabelTable:
     kind = next((name for name in _KEYS if name in names), None)
     if "file" in names:
@@ -332,10 +343,8 @@ def _read_frames(
             # Other tools write zeros where they saw no face.
             values[row, AUS.index(au)] = np.nan if failed else value
     occurrence = np.zeros(len(AUS), dtype=bool)
-    letters = any(cells[i].strip().lower() in _LETTERS for _, cells in body for _, i in chosen.values())
-    unmarked = [] if letters else [AUS.index(au) for au, (scale, _) in chosen.items() if scale == "unmarked"]
-    if unmarked and _binary(values[:, unmarked]):
-        occurrence[unmarked] = True
+    unmarked = {AUS.index(au): i for au, (scale, i) in chosen.items() if scale == "unmarked"}
+    occurrence[list(unmarked)] = parse.binary(whole, unmarked.values())
     occurrence[[AUS.index(au) for au, (scale, _) in chosen.items() if scale == "occurrence"]] = True
     return _done(LabelTable(path, kind, keys, values, occurrence, [line for line, _ in body], tuple(sorted(left_out)), clips))
 
@@ -381,6 +390,20 @@ class _Cells:
             )
         return value
 
+    def binary(self, rows: list[list[str]], columns: Collection[int]) -> bool:
+        """Whether these columns say nothing but 0 and 1, in the rows of all clips: whoever grades does so in the whole file. What is no
+        value is left to those who read that clip."""
+        for cell in {row[i].strip().lower() for row in rows for i in columns if i < len(row)} - set(_EMPTY):
+            try:
+                value = float(cell.replace(",", ".") if self.decimal_comma else cell)
+            except ValueError:
+                if cell in _LETTERS:
+                    return False
+                continue
+            if value not in (0, 1, *UNKNOWN_CODES):
+                return False
+        return True
+
 
 def _scale(name: str) -> str:
     if name.startswith("occ") or re.search(r"(\d|[_ -])(c|occurrence)$", name):
@@ -388,10 +411,6 @@ def _scale(name: str) -> str:
     if name.startswith("int") or re.search(r"(\d|[_ -])(r|intensity)$", name):
         return "intensity"
     return "unmarked"
-
-
-def _binary(values: np.ndarray) -> bool:
-    return bool(np.isin(values[np.isfinite(values)], (0.0, 1.0)).all())
 
 
 def _of_clip(

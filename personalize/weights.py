@@ -111,6 +111,8 @@ def load_base(name: str = SHIPPED) -> Base:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
+    if card.get("untaught"):
+        ui.warn(f"base model '{base.name}' was taught nothing of {', '.join(card['untaught'])}: what it reads of them means nothing")
     return base
 
 

@@ -116,6 +116,12 @@ def test_state_and_clip_columns(tmp_path):
     with pytest.raises(InputError) as caught:
         read_labels(path, "c.mp4")
     assert str(caught.value) == "labels.csv has rows of c.avi and c.mov, and 'c.mp4' may be either. Write the clip's own name."
+    # Who grades one clip grades all: 1 is an intensity in b as well, though b has nothing else. Presence is presence in both.
+    for text, graded in (("a,0,3\na,1,0\nb,0,1\nb,1,0\n", True), ("a,0,B\nb,0,1\n", True), ("a,0,1\nb,0,1\nb,1,0\n", False)):
+        table = read_labels(write(tmp_path, "clip,frame,AU06\n" + text), "b")
+        assert table.occurrence[AU6] == (not graded) and table.values[0, AU6] == 1, text
+    spans = write(tmp_path, "clip,au,start_s,end_s,value\na,12,0,1,4\nb,6,0,1,1\n")
+    assert not read_labels(spans, "b").occurrence.any()
     path = write(tmp_path, "clip,au,start_s,end_s,state\na.mp4,6,0,1,1\nb.mp4,6,0,1,0\n")
     with pytest.raises(InputError, match=r"^labels.csv labels several clips and none was chosen. It has: a.mp4, b.mp4.$"):
         read_labels(path)

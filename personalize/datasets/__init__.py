@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from ..aus import MAX_INTENSITY
 from ..errors import ConfigError, unknown
 from .folder import Folder
 from .readers import BP4D, DISFA, FERA2015, FERA2017, UNBC, AffWild2, BP4DPlus, CKPlus, DISFAPlus
@@ -47,6 +48,8 @@ def make_dataset(name: str, path: str | Path, **options: Any) -> AUDataset:
         wanted = "a word" if str in types else "a number" if float in types else "a whole number"
         if isinstance(given, bool) or not isinstance(given, (*types, int) if float in types else tuple(types)):
             raise ConfigError(f"option {key} of {name} is {wanted}, not '{given}'.")
+    if not 0 < options.get("present_at", 1) <= MAX_INTENSITY:
+        raise ConfigError(f"option present_at of {name} is an intensity above 0 and at most 5, not {options['present_at']}.")
     return DATASETS[name](path, **options)
 
 
@@ -73,4 +76,6 @@ def parse_source(text: str) -> Source:
         if not equals:
             raise ConfigError(f"'{pair}' in --data {text} is no option. Write option=value.")
         options[key] = int(given) if re.fullmatch(r"[+-]?\d+", given) else float(given) if re.fullmatch(r"[+-]?\d*\.\d+", given) else given
+    if options and name == SYNTHETIC:
+        raise ConfigError(f"'{query}' in --data {text}: synthetic takes no option.")
     return Source(name, Path(path).expanduser(), options)

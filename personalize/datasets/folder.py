@@ -35,11 +35,15 @@ class Folder(AUDataset):
             raise InputError(f"folder: {len(found)} CSV files in {self.path}, not one. Expected {self.layout}.")
         return found[0]
 
+    @cached_property
+    def _media(self) -> dict[str, Path]:
+        return {p.name: p for p in sorted(self.path.iterdir()) if p.is_file() and p != self._csv and not p.name.startswith(".")}
+
     def _clips(self) -> Iterator[Clip]:
         rows, _ = _rows(self._csv)
         head = [c.strip().lower() for c in rows[0][1]] if rows else []
         key = next((k for k in ("clip", "file") if k in head), None)
-        media = {p.name: p for p in sorted(self.path.iterdir()) if p.is_file() and p != self._csv and not p.name.startswith(".")}
+        media = self._media
         videos = {name: p for name, p in media.items() if p.suffix.lower() in VIDEO_SUFFIXES}
         if key is None and len(videos) != 1:
             raise InputError(f"folder: {self._csv.name} has neither a column 'clip' nor 'file'. Expected {self.layout}.")
@@ -87,8 +91,9 @@ class Folder(AUDataset):
         table = read_labels(self._csv)
         if table.kind != "file":
             raise InputError(f"folder: {self._csv.name} does not name a picture in each row's cell 'file'. Fill them in.")
-        named = [_named(_name(str(key)), dict.fromkeys(clip.data)) for key in table.keys]
-        mine = [row for row, name in enumerate(named) if name]
+        # Among the pictures of all: that of another may have the same stem.
+        named = [_named(_name(str(key)), self._media) for key in table.keys]
+        mine = [row for row, name in enumerate(named) if name in clip.data]
         # Rows may complete each other; rows that contradict each other are refused.
         own = replace(table, keys=[named[r] for r in mine], values=table.values[mine], lines=[table.lines[r] for r in mine])
         target, known = own.align(np.arange(len(clip.data)), np.zeros(len(clip.data)), clip.data)

@@ -104,12 +104,14 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def print_tables(title: str, table: dict[str, Any]) -> None:
-    """One row an AU: pooled metrics, mean over folds, and two intervals over people; last the mean over the AUs that papers quote."""
+    """One row an AU: pooled metrics, mean over folds, and two intervals over people ('of N' of them, where it is undefined for others);
+    last the mean over the AUs that papers quote."""
 
     def row(name: str, part: dict[str, Any], frames: float | None, present: float | None) -> list[Any]:
-        spans = [
-            f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" if s["n"] > 1 else None for s in (part["people"][m] for m in ("f1", "icc"))
-        ]
+        spans: list[str | None] = []
+        for s in (part["people"][m] for m in ("f1", "icc")):
+            some = f" of {s['n']}" if s["n"] < table["subjects"] else ""
+            spans.append(f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]{some}" if s["n"] > 1 else None)
         share = 100 * present / frames if frames and present is not None else None
         return [name, None if frames is None else int(frames), share, *(part["mean"][m] for m in METRICS), *spans]
 
@@ -175,7 +177,8 @@ def evaluate_sources(
     """
     tables: dict[str, dict[str, Any]] = {}
     named: dict[str, int] = {}
-    for source in (Source(*s) for s in sources):
+    chosen: list[tuple[AUDataset, list[str]]] = []
+    for source in (Source(*s) for s in sources):  # all of what can be wrong is said before the first is tracked and read
         if source.name == SYNTHETIC:
             ui.warn("synthetic renders are judged by themselves: give their folder alone; left out here")
             continue
@@ -183,7 +186,8 @@ def evaluate_sources(
         people = fold_people(dataset, fold)
         subjects = [s for s in dataset.subjects if dataset.person(s) in people]
         if not subjects:
-            raise InputError(f"{dataset.name}: nobody of fold {fold}'s test part is in {dataset.path}.")
+            part = "any fold's" if fold is None else f"fold {fold}'s"
+            raise InputError(f"{dataset.name}: nobody of {part} test part is in {dataset.path}.")
         seen = [s for s in subjects if dataset.person(s) in set(learned_from)]
         if seen:
             some = ", ".join(seen[:4]) + (" ..." if len(seen) > 4 else "")
@@ -191,11 +195,13 @@ def evaluate_sources(
                 f"{dataset.name}: the model learned from {len(seen)} of these {len(subjects)} people ({some}). "
                 "Give the fold that its training left out: --fold"
             )
-        made = _evaluate(read, dataset, cache, subjects, thresholds, tracker)
-        named[source.name] = again = named.get(source.name, 0) + 1
-        tables |= {key.replace(source.name, f"{source.name} ({again})", 1) if again > 1 else key: table for key, table in made.items()}
-    if not tables:
+        chosen.append((dataset, subjects))
+    if not chosen:
         raise ConfigError("no real data to evaluate on: give --data NAME=PATH.")
+    for dataset, subjects in chosen:
+        made = _evaluate(read, dataset, cache, subjects, thresholds, tracker)
+        named[dataset.name] = again = named.get(dataset.name, 0) + 1
+        tables |= {key.replace(dataset.name, f"{dataset.name} ({again})", 1) if again > 1 else key: table for key, table in made.items()}
     return tables
 
 
