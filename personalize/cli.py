@@ -163,12 +163,14 @@ def _base_fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--recipe", metavar="R", default="base", help="recipe name or YAML file of kind base (default: base)")
     _data_options(p, "learn from: NAME=PATH of a data set, synthetic, or a folder of renders; may be repeated (default: rendered now)")
     p.add_argument("--output", metavar="DIR", default="runs/my-base", help="where to write; names the model (default: runs/my-base)")
+    _plugins_option(p)
 
 
 def _generator_fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--recipe", metavar="R", default="generator", help="recipe name or YAML file of kind generator (default: generator)")
     p.add_argument("--data", metavar="DIR", help="folder of rendered pairs (default: rendered into the output)")
     p.add_argument("--output", metavar="DIR", default="runs/generator", help="where to write (default: runs/generator)")
+    _plugins_option(p)
 
 
 def _data_options(p: argparse.ArgumentParser, what: str) -> None:
@@ -181,6 +183,7 @@ def _base_evaluate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--base", metavar="B", help="base model: shipped name or path (default: base-s)")
     _data_options(p, "judge on: NAME=PATH of a data set, or a folder of renders; may be repeated (default: rendered now)")
     p.add_argument("--output", metavar="PATH", help="also write PATH.json, and PATH.csv for data sets")
+    _plugins_option(p)
 
 
 def _report(p: argparse.ArgumentParser) -> None:

@@ -161,9 +161,9 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     lacks = []
     if neutral is not None and neutral_at is None:
         remedy = "add a photograph of the calm face" if media.still else "name a calm moment with --neutral SECONDS"
-        busy = [c for c, trusted in zip(COLUMNS, neutral.trusted, strict=True) if trusted < 0.5]
+        busy = [c for c, trusted in zip(COLUMNS, neutral.trusted / neutral.plenty, strict=True) if trusted < 0.5]
         if len(busy) > len(AUS) // 2:
-            what = "the picture hardly shows" if media.kind == "image" else "the clip hardly shows"
+            what = {"image": "the picture hardly shows", "folder": "the pictures hardly show"}.get(media.kind, "the clip hardly shows")
             lacks.append(f"{what} the face at rest, so little is personalised; {remedy}")
         elif busy:
             lacks.append(f"the calmest frames do not show {', '.join(busy)} at rest, so little of that is personalised; {remedy}")

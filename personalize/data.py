@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from . import geometry, ui
 from .aus import AUS
 from .faces import Observation, Tracker
-from .generators import Generator, Request
+from .generators import Generator, Request, ask
 from .identity import Identity
 from .reader import batch_of
 
@@ -143,7 +143,7 @@ def generate(
     with ui.progress(None, len(requests), title) as bar:
         for start in range(0, len(requests), chunk):
             part = requests[start : start + chunk]
-            for request, sample in zip(part, generator.generate(part), strict=True):
+            for request, sample in zip(part, ask(generator, part), strict=True):
                 cell = "+".join(f"AU{a:02d}" for a in sorted(request.aus)) or "rest"
                 if sample is None:
                     rejected[cell] += 1

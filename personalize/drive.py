@@ -25,7 +25,7 @@ from .collect import Keeper
 from .composite import align, face_mask, free_corner, moved, put_back, scaled_to_frame, tilted, watermark
 from .errors import InputError
 from .faces import Observation, Tracker
-from .generators import Generator, Request, Sample
+from .generators import Generator, Request, Sample, ask
 from .identity import Identity, calm_frames, find_neutral
 from .reader import Reader, offsets_at, without_rest
 from .tracks import Survey, no_face, observe
@@ -113,7 +113,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
             calm = calm_frames(values[present], shown[neutral.indices])
             offsets = offsets_at(values[present][calm], neutral.trusted, reader.base)
             values = without_rest(values, offsets).astype(np.float64)
-    if neutral is None or neutral.trusted.mean() < 0.5:
+    if neutral is None or neutral.trusted.mean() < 0.5 * neutral.plenty:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     intensity, weight = smoothed(stamps, values, present, AU_SPAN_S)
     poses, _ = smoothed(stamps, turn - middle, present, POSE_SPAN_S)
@@ -161,7 +161,7 @@ class Performer:
         self.generator, self.identity = generator, identity
         first = int(identity.neutral.indices[0]) if identity.neutral is not None else 0
         pose = identity.observations[first].upright.tolist()
-        rest = generator.generate([Request({}, (pose[0], pose[1], pose[2]), first)])[0] or generator.generate([Request({}, None, first)])[0]
+        rest = ask(generator, [Request({}, (pose[0], pose[1], pose[2]), first)])[0] or ask(generator, [Request({}, None, first)])[0]
         if rest is None:
             raise InputError(f"the generator can make no picture of {identity.name}: no frame of the clip can be used, or choose another.")
         self.rest, self.main = rest, rest.source
@@ -180,7 +180,7 @@ class Performer:
                 self._now = self.main
             aus = {au: max(float(v), _LEAST if au in _SPEECH else 0.0) for au, v in zip(AUS, values, strict=True)}
             requests.append(Request(aus, (float(angles[0]), float(angles[1]), float(angles[2])), self._now, exact=True))
-        made = self.generator.generate(requests)
+        made = ask(self.generator, requests)
         last = next((s for s in reversed(made) if s is not None), None)
         self._now = last.source if last is not None else self._now
         return made

@@ -33,7 +33,7 @@ from .data import balanced_requests
 from .drive import drive, inserted, landmarks_in, read_driver
 from .errors import ConfigError, InputError, unknown
 from .faces import Tracker
-from .generators import Generator, Request, Sample
+from .generators import Generator, Request, Sample, ask
 from .identity import Identity
 from .predict import open_reader
 from .profile import find_profile, read_manifest
@@ -355,10 +355,10 @@ def answers(generator: Generator, requests: Sequence[Request], again: bool) -> I
     """Each request's number and answer, in order. again: what cannot be made in its pose is asked for in any."""
     for start in range(0, len(requests), 16):
         part = list(requests[start : start + 16])
-        made = generator.generate(part)
+        made = ask(generator, part)
         if again:
             missing = [i for i, s in enumerate(made) if s is None and part[i].pose is not None]
-            for i, s in zip(missing, generator.generate([replace(part[i], pose=None) for i in missing]), strict=True):
+            for i, s in zip(missing, ask(generator, [replace(part[i], pose=None) for i in missing]), strict=True):
                 made[i] = s
         yield from enumerate(made, start)
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .aus import AUS, MAX_INTENSITY
+from .errors import ConfigError
+
 if TYPE_CHECKING:
     from .identity import Identity
 
@@ -81,3 +84,32 @@ class Generator(ABC):
     @abstractmethod
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         """One sample a request, in order; None where the request cannot be met honestly (mostly invisible, out of range)."""
+
+
+def ask(generator: Generator, requests: list[Request]) -> list[Sample | None]:
+    """What a generator answers, checked: a plug-in that answers wrong is told so in one line, before anything is learned from it.
+
+    Raises ConfigError.
+    """
+    made = generator.generate(requests)
+    name = f"generator {getattr(generator, 'name', type(generator).__name__)}"
+    if len(made) != len(requests):
+        raise ConfigError(f"{name} gave {len(made)} answers to {len(requests)} requests: give one for each, None where it has none.")
+    for sample in made:
+        wrong = "" if sample is None else _fault(sample)
+        if wrong:
+            raise ConfigError(f"{name} gave {wrong}.")
+    return made
+
+
+def _fault(sample: Sample) -> str:
+    image, target, known = (np.asarray(x) for x in (sample.image, sample.target, sample.known))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return f"a picture of shape {image.shape} and type {image.dtype}: it must be (height, width, 3) of uint8"
+    if target.shape != (len(AUS),) or known.shape != (len(AUS),):
+        return f"labels of shapes {target.shape} and {known.shape} in target and known: both must be ({len(AUS)},), one of each AU"
+    said = target[known.astype(bool)]
+    if not ((said >= 0) & (said <= MAX_INTENSITY)).all():
+        worst = said[~((said >= 0) & (said <= MAX_INTENSITY))][0]
+        return f"{worst:g} as a known intensity: they are 0-{MAX_INTENSITY:g}"
+    return ""

@@ -39,8 +39,8 @@ class Neutral:
 
     indices: observations it was taken from, calmest first. crops: (M, 112, 112, 3) uint8, the best of them, at most 6. landmarks:
     (478, 3) float32, their robust mean, NaN where the tracker gives no point, or None without landmarks. confidence: 0-1, how well the face
-    was seen, and that it was not grimacing. resting: (K,) 0-1, whether an AU rests in it: a face may hold up its brows for a whole clip and
-    rest otherwise.
+    was seen, in how many frames, and that it was not grimacing. resting: (K,) 0-1, whether an AU rests in it: a face may hold up its brows
+    for a whole clip and rest otherwise. plenty: 0-1, what of the confidence the number of frames decides.
     """
 
     indices: np.ndarray
@@ -48,6 +48,7 @@ class Neutral:
     landmarks: np.ndarray | None
     confidence: float
     resting: np.ndarray = field(default_factory=lambda: np.ones(len(AUS), np.float32))
+    plenty: float = 1.0
 
     @property
     def trusted(self) -> np.ndarray:
@@ -131,10 +132,11 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     score = active + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
-    enough = min(1.0, len(usable) / 25)
+    plenty = 0.4 + 0.6 * min(1.0, len(usable) / 25)
     lively = np.median(active[keep])
     calm = float(_below(lively, *GRIMACE))
-    neutral = _merge(observations, keep, calm * (0.4 + 0.6 * enough) * min(float(np.median(seen[keep])) / CLEAR, 1.0))
+    neutral = _merge(observations, keep, calm * plenty * min(float(np.median(seen[keep])) / CLEAR, 1.0))
+    neutral.plenty = plenty
     shown, lowest = np.median(intensity[neutral.indices], axis=0), np.quantile(intensity[usable], 0.1, axis=0)
     habit = np.maximum(_below(shown, *SHOWN), _below(lively, *LIVELY))
     neutral.resting = (_below(shown - lowest, *EXCESS) * habit).astype(np.float32)

@@ -34,7 +34,7 @@ from .errors import InputError
 from .evaluate import write_json
 from .faces import Observation, Tracker
 from .generate import Cell, Sheet, create_generator, png_info, provenance, sheet_cells
-from .generators import Generator, Request, Sample
+from .generators import Generator, Request, Sample, ask
 from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
@@ -147,7 +147,7 @@ class _Timed(Generator):
 
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         wall, cpu = time.perf_counter(), time.process_time()
-        out = self.inner.generate(requests)
+        out = ask(self.inner, requests)
         self.seconds += time.perf_counter() - wall
         self.cpu += time.process_time() - cpu
         self.made += [s for s in out if s is not None]
@@ -158,7 +158,7 @@ def _in_parts(generator: Generator, requests: Sequence[Request], title: str) -> 
     out: list[Sample | None] = []
     with ui.progress(None, len(requests), title) as bar:
         for start in range(0, len(requests), 16):
-            out += generator.generate(list(requests[start : start + 16]))
+            out += ask(generator, list(requests[start : start + 16]))
             bar.advance(min(16, len(requests) - start))
     return out
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .adapters import Adapter
 from .augment import augment
 from .buffers import ReplayBuffer
+from .errors import ConfigError
 from .model import AUNet, ordinal_loss
 from .regularizers import FunctionRegularizer, ParameterRegularizer, Regularizer
 
@@ -75,6 +76,12 @@ class PersonalModule(L.LightningModule):
             out |= {"neutral_middle": middle[n:], "neutral_last": last[n:]}
         return out
 
+    def _finite(self, what: str, term: Tensor) -> None:
+        """What is not a number now is none ever after: stop at once, and say whose it is."""
+        if not bool(torch.isfinite(term).all()):
+            remedy = "check the plug-in" if what.startswith("regularizer") else "fit again with a smaller optim.lr"
+            raise ConfigError(f"{what} is {float(term.detach().float().mean())} at step {self.global_step}: {remedy}.")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         own = augment(batch)
         if self.neutral is not None:
@@ -86,17 +93,20 @@ class PersonalModule(L.LightningModule):
         own = self._with_maps(own)
         out = predict(self.net, own)
         loss = ordinal_loss(out["logits"], own["target"], own["mask"], own["weight"][:, None])
+        self._finite("the loss of the person's samples", loss)
         self.log("train/own", loss, prog_bar=True)
         if self.buffer is not None and self.replay:
             old = {k: v.to(self.device) for k, v in self.buffer.sample(self.replay, self.global_rank, self.trainer.world_size).items()}
             old = self._with_maps(old)
             said = predict(self.net, old)
             rehearsal = ordinal_loss(said["logits"], old["target"], old["mask"], old["weight"][:, None])
+            self._finite("the loss of the replayed samples", rehearsal)
             self.log("train/replay", rehearsal)
             loss = loss + rehearsal
             for name, regularizer in self.regularizers.items():
                 if isinstance(regularizer, FunctionRegularizer):
                     term = regularizer.loss(self.net, old, said)
+                    self._finite(f"regularizer {name}", term)
                     self.log(f"train/{name}", term)
                     loss = loss + term
         self.log("train/loss", loss)
@@ -106,7 +116,9 @@ class PersonalModule(L.LightningModule):
         for name, regularizer in self.regularizers.items():
             if isinstance(regularizer, ParameterRegularizer):
                 regularizer.gradients(self.net.named_parameters())
-                self.log(f"train/{name}", regularizer.penalty(self.net.named_parameters()))
+                penalty = regularizer.penalty(self.net.named_parameters())
+                self._finite(f"regularizer {name}", penalty)
+                self.log(f"train/{name}", penalty)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         moving = [p for p in self.net.parameters() if p.requires_grad]

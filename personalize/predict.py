@@ -278,10 +278,13 @@ def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-def check_target(target: Path, *inputs: Path) -> None:
-    """Raise InputError, before the work, for a file that cannot be written after it: a folder, one of ``inputs``, no folder to lie in."""
+def check_target(target: Path, *inputs: Path, table: bool = False) -> None:
+    """Raise InputError, before the work, for a file that cannot be written after it: a folder, one of ``inputs``, no folder to lie in; a
+    ``table`` under the name of another kind of file."""
     if target.is_dir():
         raise InputError(f"{target} is a folder: give the name of a file to write.")
+    if target.suffix.lower() in (".xlsx", ".xls", ".ods", ".json", ".parquet") and table:
+        raise InputError(f"{target} would be a table of commas under another name: call it {target.stem}.csv.")
     if any(target.exists() and target.samefile(file) for file in inputs):
         raise InputError(f"{target} is the input itself: give another name to write to.")
     if not target.parent.is_dir():
@@ -298,7 +301,7 @@ def predict_command(args: argparse.Namespace) -> int:
     output = Path(args.output)
     overlay = Path(args.overlay) if args.overlay else None
     for target in filter(None, (output, overlay)):
-        check_target(target, media.path, *media.files)
+        check_target(target, media.path, *media.files, table=target is output)
     if overlay is not None and overlay.resolve() == output.resolve():
         raise InputError(f"--output and --overlay are both {output}: give two names.")
     replaced = overlay is not None and overlay.exists()

@@ -209,6 +209,9 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
     """An instance of the plug-in, its options checked against its signature. ValueErrors of its ``__init__`` come as ConfigErrors."""
     cls = load(kind, name)
     checked = check_options(kind, name, options)
+    if inspect.isabstract(cls):
+        missing = [n for n, member in inspect.getmembers(cls) if getattr(member, "__isabstractmethod__", False)]
+        raise ConfigError(f"{singular(parse_kind(kind))} '{name}' is not finished: write {', '.join(missing)}.")
     try:
         return cls(**checked)
     except ValueError as problem:

@@ -109,6 +109,7 @@ def test_cut_off_before_the_index(face_clip: Clip, refused: Callable[..., str], 
     ("words", "line"),
     [
         (["--output", "."], ". is a folder: give the name of a file to write."),
+        (["--output", "a.xlsx"], "a.xlsx would be a table of commas under another name: call it a.csv."),
         (["--output", "nowhere/a.csv"], "cannot write nowhere/a.csv: there is no such folder"),
         (["--overlay", "nowhere/a.mp4"], "cannot write nowhere/a.mp4: there is no such folder"),
         (["--overlay", "mine.mp4"], "mine.mp4 is the input itself: give another name to write to."),

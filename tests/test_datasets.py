@@ -113,6 +113,8 @@ def test_disfa_rows_are_frames_and_labels_go_by_au_number(tmp_path, warned):
         ("SN002", "SN002", 1, True, "LeftVideoSN002_comp.avi"),
     ]
     assert not records[0].occurrence.any() and len(list(data)) == 6 and not warned
+    text(root / "Videos_LeftCamera" / "LeftVideoSN002_comp.csv", "of another program")
+    assert {r.path.name for r in make_dataset("disfa", root)} == {"LeftVideoSN001_comp.avi", "LeftVideoSN002_comp.avi"}
 
 
 def test_disfa_in_other_spellings_unzipped_twice_and_the_right_camera(tmp_path, warned):
@@ -145,13 +147,14 @@ def test_disfa_broken_copies_are_one_line(tmp_path, warned):
     data = make_dataset("disfa", root)
     read = lambda: data.records(data.clips[0])  # noqa: E731
     text(folder / "SN001_au9.txt", "1,0\n2,7\n3,0\n")
-    assert line(root, read) == "SN001_au9.txt line 2: 7 is outside 0-5 (9, -1, 999: unknown)."
+    assert line(root, read) == "ActionUnit_Labels/SN001/SN001_au9.txt line 2: 7 is outside 0-5 (9, -1, 999: unknown)."
     text(folder / "SN001_au9.txt", "1,0\n3,0\n4,0\n")
-    assert line(root, read) == "SN001_au9.txt: frame 3 follows frame 1. Rows must be consecutive frames; copy the file again."
+    expected = "SN001_au9.txt: frame 3 follows frame 1. Rows must be consecutive frames; copy the file again."
+    assert line(root, read) == f"ActionUnit_Labels/SN001/{expected}"
     text(folder / "SN001_au9.txt", "1,0\n2,0\n")
     assert line(root, read) == "disfa: SN001_au9.txt has 2 rows, SN001_au1.txt 3. Copy them again."
     text(folder / "SN001_au9.txt", "1,0\n2,x\n3,0\n")
-    assert line(root, read) == "SN001_au9.txt line 2: 'x' in column 2 is not a number."
+    assert line(root, read) == "ActionUnit_Labels/SN001/SN001_au9.txt line 2: 'x' in column 2 is not a number."
     text(folder / "SN001_au9.txt", "1,0\n2,9\n3,0\n")
     assert [9 in known(r) for r in read()] == [True, False, True]
     (folder / "SN001_au9.txt").unlink()
@@ -209,7 +212,38 @@ def test_disfa_plus_joins_pictures_by_number(tmp_path, warned):
     assert warned == ["disfa+: left out 1 without labels or pictures (SN003/empty)"]
     assert data.person("SN003") == "disfa/SN003" and "SN003" in data.folds()[1]
     text(tmp_path / "Labels" / "SN003" / "A1_t" / "AU1.txt", "000.jpg 8\n")
-    assert line(tmp_path, lambda: list(data)) == "AU1.txt line 1: 8 is outside 0-5 (9, -1, 999: unknown)."
+    assert line(tmp_path, lambda: list(data)) == "SN003/A1_t/AU1.txt line 1: 8 is outside 0-5 (9, -1, 999: unknown)."
+
+
+def disfa_plus(root: Path, names: Iterable[str]) -> Path:
+    """Labels of these names, and pictures 000.jpg to 003.jpg."""
+    for au in DISFA_AUS:
+        text(root / "Labels" / "SN003" / "A1" / f"AU{au}.txt", "".join(f"{name} 1\n" for name in names))
+    for i in range(4):
+        picture(root / "Images" / "SN003" / "A1" / f"{i:03d}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("name", ["frame_{:03d}.jpg", "{:03d}", "SN003/A1/{}.png"])
+def test_disfa_plus_names_of_pictures_in_other_spellings(tmp_path, name, warned):
+    data = make_dataset("disfa+", disfa_plus(tmp_path, [name.format(i) for i in range(4)]))
+    assert [r.frame for r in data] == [0, 1, 2, 3] and not warned
+
+
+def test_disfa_plus_labels_that_meet_no_picture_are_told(tmp_path, warned):
+    read = lambda *names: list(make_dataset("disfa+", disfa_plus(tmp_path, names)))  # noqa: E731
+    assert len(read("001.jpg", "002.jpg", "003.jpg", "004.jpg")) == 3
+    assert warned == ["disfa+: 1 of 4 coded frames of SN003_A1 have no picture and are left out"]
+    assert line(tmp_path, lambda: read("003.jpg", "004.jpg", "005.jpg")) == (
+        "disfa+: 2 of 3 coded frames of SN003_A1 have no picture (codes 3-5, pictures 0-3). Copy both again."
+    )
+    assert line(tmp_path, lambda: read("000.jpg", "first.jpg")) == (
+        "SN003/A1/AU1.txt line 2: 'first.jpg' names no picture. Expected '000.jpg 2'."
+    )
+    data = make_dataset("disfa+", disfa_plus(tmp_path, ["000.jpg", "001.jpg"]))
+    text(tmp_path / "Labels" / "SN003" / "A1" / "AU12.txt", "")
+    assert [12 in known(r) for r in data] == [False, False]
+    assert warned[1:] == ["disfa+: SN003_A1 has fewer rows in AU12.txt than in its other files; in the rest those AUs are unknown"]
 
 
 def bp4d(root: Path, names: Iterable[str] = ("2440.jpg", "02441.jpg", "0002442.jpg", "2443.jpg")) -> Path:
@@ -230,15 +264,25 @@ def test_bp4d_presence_with_unknowns_and_any_padding(tmp_path, warned):
 
 
 @pytest.mark.parametrize("place", ["AU Intensity Codes3.0", "AUCoding/AU_INT"])
-def test_bp4d_intensity_takes_the_place_of_presence(tmp_path, place, warned):
+def test_bp4d_intensity_takes_the_place_of_presence_where_it_is_known(tmp_path, place, warned):
     root = bp4d(tmp_path)
-    text(root / place / "AU06" / "F001_T1_AU06.csv", "2441,0\n2440,4\n2443,9\n")
+    text(root / place / "AU06" / "F001_T1_AU06.csv", "2440,4\n2441,9\n")
     first, second, last = list(make_dataset("bp4d", root))
-    assert [known(r).get(6) for r in (first, second, last)] == [4, 0, None]
-    assert presence(first) == dict.fromkeys((1, 2, 4, 12), 1)
-    text(root / place / "AU06" / "F001_T1_AU06.csv", "1,0\n2,4\n")
-    message = "bp4d: F001_T1_AU06.csv codes none of the frames of F001_T1.csv. Copy them again."
-    assert line(root, lambda: list(make_dataset("bp4d", root))) == message
+    assert [known(r)[6] for r in (first, second, last)] == [4, 0, 0]
+    assert [presence(r).get(6) for r in (first, second, last)] == [None, 1, 1] and presence(first) == dict.fromkeys((1, 2, 4, 12), 1)
+    for rows, coded in (("2439,0\n2440,4\n2441,0\n2442,0\n", "2439-2442"), ("", "none")):
+        text(root / place / "AU06" / "F001_T1_AU06.csv", rows)
+        message = f"AU06/F001_T1_AU06.csv ({coded}) and of F001_T1.csv (2440-2443) do not match. Copy both again."
+        assert line(root, lambda: list(make_dataset("bp4d", root))) == f"bp4d: the frames of {Path(place).name}/{message}"
+
+
+@pytest.mark.parametrize("spelling", ["{}", "AU {}", "Occ_au_{}", "AU{}_occurrence", '"{}"'])
+def test_the_last_au_is_no_flag_of_occlusion_however_it_is_spelled(tmp_path, spelling):
+    header = ",".join(["Frame", *(spelling.format(au) for au in (1, 12, 24))])
+    text(tmp_path / "AUCoding" / "F001_T1.csv", f"{header}\n1,0,1,0\n2,1,0,1\n")
+    for i in (1, 2):
+        picture(tmp_path / "2D" / "F001" / "T1" / f"{i}.jpg")
+    assert [known(r) for r in make_dataset("bp4d", tmp_path)] == [{1: 0, 12: 1, 24: 0}, {1: 1, 12: 0, 24: 1}]
 
 
 def test_bp4d_older_drop_occlusion_flag_and_folders_without_pictures(tmp_path, warned):
@@ -269,7 +313,8 @@ def test_bp4d_wrong_offset_and_doubtful_pictures_are_one_line(tmp_path):
     root = bp4d(tmp_path / "c")
     text(root / "AUCoding" / "AU_OCC" / "F001_T1.csv", "2440,0,1\n2441,0,0\n")
     data = make_dataset("bp4d", root)
-    assert line(root, lambda: list(data)) == "F001_T1.csv: no header of AU numbers. Expected '0,1,2,4,6 ...' and then a row a frame."
+    message = "no header of AU numbers. Expected '0,1,2,4,6 ...' and then a row a frame."
+    assert line(root, lambda: list(data)) == f"AUCoding/AU_OCC/F001_T1.csv: {message}"
 
 
 def test_bp4d_plus_counts_from_one_and_reads_archives(tmp_path):
@@ -288,6 +333,8 @@ def test_bp4d_plus_counts_from_one_and_reads_archives(tmp_path):
     tracker = Grey()
     track_dataset(data, tmp_path / "cache", tracker)
     assert tracker.seen == [60, 90, 120]
+    (tmp_path / "2D+3D" / "F001" / "T6").mkdir(parents=True)  # begun to be unzipped
+    assert [r.member for r in make_dataset("bp4d+", tmp_path)] == ["F001/T1/0000.jpg", "F001/T1/0001.jpg", "F001/T1/0002.jpg"]
     (tmp_path / "2D+3D" / "F001.zip").write_bytes(b"PK broken")
     message = "bp4d+: ROOT/2D+3D/F001.zip is no zip archive, or cut off. Copy it again."
     assert line(tmp_path, lambda: make_dataset("bp4d+", tmp_path)) == message
@@ -310,6 +357,22 @@ def test_fera2017_one_label_file_for_all_views(tmp_path, warned):
     assert not warned
 
 
+def test_fera2017_intensities_of_other_frames_and_a_part_without_videos(tmp_path, warned):
+    text(tmp_path / "Train_Occ" / "FERA17_TR_F001_T1.csv", "0,1,4\n0,0,1\n1,1,0\n")
+    film(tmp_path / "FERA17_Train_MV" / "FERA17_TR_F001_T1_6.mp4", [80, 80])
+    coded = tmp_path / "Train_Int" / "FERA17_TR_F001_T1_AU04_Int.csv"
+    for rows, frames in (("1,3\n2,0\n", "1-2"), ("", "none")):
+        text(coded, rows)
+        message = line(tmp_path, lambda: list(make_dataset("fera2017", tmp_path)))
+        assert message.endswith(f"_AU04_Int.csv ({frames}) and of FERA17_TR_F001_T1.csv (0-1) do not match. Copy both again.")
+    text(coded, "0,3\n1,9\n")
+    first, second = make_dataset("fera2017", tmp_path)
+    assert known(first) == {1: 0, 4: 3} and known(second) == {1: 1, 4: 0} and presence(second) == {1: 1, 4: 1} and not warned
+    text(tmp_path / "Valid_Occ" / "FERA17_VA_F007_T1.csv", "0,1\n0,0\n")
+    assert make_dataset("fera2017", tmp_path).subjects == ["F001"]
+    assert warned == [f"fera2017: left out all of Valid_Occ, because there is no 'FERA17_Valid_MV' in {tmp_path}"]
+
+
 def test_ck_plus_first_is_neutral_and_zero_means_not_graded(tmp_path, warned):
     for i in (1, 2, 11):
         picture(tmp_path / "CK+" / "cohn-kanade-images" / "S005" / "001" / f"S005_001_{i:08d}.png")
@@ -329,6 +392,15 @@ def test_ck_plus_first_is_neutral_and_zero_means_not_graded(tmp_path, warned):
     assert message == expected
 
 
+def test_ck_plus_unzipped_into_folders_named_like_the_archives(tmp_path, warned):
+    for i in (1, 11):
+        picture(tmp_path / "extended-cohn-kanade-images" / "cohn-kanade-images" / "S005" / "001" / f"S005_001_{i:08d}.png")
+    text(tmp_path / "FACS_labels" / "FACS" / "S005" / "001" / "S005_001_00000011_facs.txt", "   9.0e+00   4.0e+00\n")
+    assert [(r.subject, r.frame) for r in make_dataset("ck+", tmp_path)] == [("S005", 1), ("S005", 11)]
+    (tmp_path / "extended-cohn-kanade-images" / "cohn-kanade-images").rename(tmp_path / "cohn-kanade-images")
+    assert len(list(make_dataset("ck+", tmp_path))) == 2 and not warned
+
+
 def test_unbc_an_empty_file_means_no_au_and_closed_eyes_are_presence(tmp_path, warned):
     take = Path("042-ll042") / "ll042t1aaaff"
     for i in (1, 2, 3):
@@ -342,7 +414,13 @@ def test_unbc_an_empty_file_means_no_au_and_closed_eyes_are_presence(tmp_path, w
     first, second = list(data)
     assert known(first) == dict.fromkeys(aus, 0.0) and known(second) == dict.fromkeys(aus, 0.0) | {43: 1, 6: 3}
     assert presence(first) == presence(second) == {43: 2} and second.path.name == "ll042t1aaaff002.png"
-    assert data.folds() == {1: {"042-ll042"}} and not warned
+    assert data.folds() == {1: {"042-ll042"}}
+    assert warned == ["unbc: 1 of 3 coded frames of 042-ll042_ll042t1aaaff have no picture and are left out"]
+    text(labels / "ll042t1aaaff008_facs.txt", "")
+    text(labels / "ll042t1aaaff007_facs.txt", "")
+    assert line(tmp_path, lambda: list(make_dataset("unbc", tmp_path))) == (
+        "unbc: 3 of 5 coded frames of 042-ll042_ll042t1aaaff have no picture (codes 1-9, pictures 1-3). Copy both again."
+    )
 
 
 def test_affwild2_lines_are_pictures_from_one(tmp_path, warned):
@@ -365,6 +443,14 @@ def test_affwild2_lines_are_pictures_from_one(tmp_path, warned):
     by_three = make_dataset("affwild2", tmp_path, every=3)
     assert [r.path.name for r in by_three] == ["00001.jpg", "00001.jpg", "00004.jpg"]
     assert cache_folder(by_three, tmp_path) != cache_folder(data, tmp_path)
+    text(labels / "Train_Set" / "video1_left.txt", header + row * 20)
+    assert len(make_dataset("affwild2", tmp_path, every=1).records(data.clips[-1])) == 3
+    assert warned[-1] == "affwild2: 17 of 20 labelled frames of video1_left have no picture and are left out"
+    for path in (tmp_path / "cropped_aligned" / "cropped_aligned" / "10-60").iterdir():
+        path.rename(path.with_name("00061.jpg"))
+    assert line(tmp_path, lambda: list(make_dataset("affwild2", tmp_path))) == (
+        "affwild2: none of the frames 1-1 of 10-60 has a picture (pictures 61-61). Copy both again."
+    )
     text(labels / "Validation_Set" / "10-60.txt", row)
     message = "10-60.txt: no header of AUs. Expected 'AU1,AU2,AU4 ...' and then a line a frame."
     assert line(tmp_path, lambda: list(make_dataset("affwild2", tmp_path))) == message
@@ -548,6 +634,100 @@ def test_a_frame_of_unknowns_is_nobodys_neutral_and_a_dark_clip_is_an_empty_shar
     assert line(tmp_path, lambda: track_dataset(data, tmp_path / "new", ibug), ConfigError) == (
         "training data need a tracker of 478 points, and this one's scheme is 'ibug68'. Use mediapipe."
     )
+
+
+def test_labels_that_changed_are_never_read_from_before(tmp_path):
+    """Into the shard where the same frames are labelled, tracked again where others are."""
+    film(tmp_path / "a.mp4", [60, 80, 20, 120])
+    tracker = Grey()
+
+    def tracked(rows: str) -> dict[str, np.ndarray]:
+        text(tmp_path / "labels.csv", f"clip,subject,frame,AU12\n{rows}")
+        done = track_dataset(make_dataset("folder", tmp_path), tmp_path / "cache", tracker)
+        with np.load(done.paths["a.mp4"]) as file:
+            return dict(file)
+
+    first = tracked("a.mp4,ann,0,1\na.mp4,ann,2,2\na.mp4,ann,3,3\n")
+    again = tracked("a.mp4,eve,0,0\na.mp4,eve,2,9\na.mp4,eve,3,5\n")  # 9 is unknown: its frame is no longer labelled
+    assert len(tracker.seen) == 5 and again["target"][:, AUS.index(12)].tolist() == [0, 5]
+    last = tracked("a.mp4,eve,0,4\na.mp4,eve,3,0\n")
+    assert len(tracker.seen) == 5 and last["target"][:, AUS.index(12)].tolist() == [4, 0] and last["neutral"].tolist() == [False, True]
+    assert first["neutral"].tolist() == [False, False] and [str(x["subject"]) for x in (first, last)] == ["ann", "eve"]
+    assert last["counts"].tolist() == [2, 0, 0] and tracked("a.mp4,eve,1,0\na.mp4,eve,3,0\n")["frame"].tolist() == [1, 3]
+    assert len(tracker.seen) == 7
+
+
+def test_intensities_that_come_later_are_read_without_tracking_again(tmp_path):
+    root, tracker = bp4d(tmp_path / "d"), Grey()
+    track_dataset(make_dataset("bp4d", root), tmp_path / "cache", tracker)
+    text(root / "AUCoding" / "AU_INT" / "AU06" / "F001_T1_AU06.csv", "2440,4\n2441,0\n2442,0\n2443,3\n")
+    done = track_dataset(make_dataset("bp4d", root), tmp_path / "cache", tracker)
+    with np.load(done.paths["F001_T1"]) as file:
+        assert file["target"][:, AUS.index(6)].tolist() == [4, 0, 3] and not file["occurrence"][:, AUS.index(6)].any()
+    assert len(tracker.seen) == 3
+
+
+def test_what_was_lost_is_told_by_every_run_and_once_by_each(tmp_path, capsys):
+    root = disfa(tmp_path / "d", {"SN001": [{}, {}, {}]}, levels=[60, 20])
+    for _ in range(2):
+        data = make_dataset("disfa", root)
+        for _ in range(2):
+            done = track_dataset(data, tmp_path / "cache", Grey())
+            assert (done.frames, done.left_out, done.missing) == (1, 1, 1)
+        said = capsys.readouterr().err
+        assert said.count("disfa: 1 frames of 1 people; 1 without a face; 1 were labelled and could not be decoded") == 1
+
+
+@pytest.mark.parametrize("left", [0, 10, 2000])
+def test_a_shard_that_was_cut_off_is_made_again(tmp_path, left):
+    data, tracker = make_dataset("disfa", disfa(tmp_path / "d", {"SN001": [{}, {12: 2}]})), Grey()
+    shard = track_dataset(data, tmp_path / "cache", tracker).paths["SN001"]
+    shard.write_bytes(shard.read_bytes()[:left])
+    assert track_dataset(data, tmp_path / "cache", tracker).frames == 2 and len(tracker.seen) == 4
+
+
+def test_names_that_no_disk_would_take(tmp_path):
+    names = [30 * "\u8868" + f"{i}.mp4" for i in range(2)]
+    for name in names:
+        film(tmp_path / name, [60])
+    text(tmp_path / "labels.csv", "clip,frame,AU12\n" + "".join(f"{name},0,3\n" for name in names))
+    done = track_dataset(make_dataset("folder", tmp_path), tmp_path / "cache", Grey())
+    assert done.frames == 2 and len(set(done.paths.values())) == 2
+
+
+def test_single_pictures_that_cannot_be_read_are_left_out_and_many_are_not(tmp_path, warned):
+    root = bp4d(tmp_path / "d")
+    broken = root / "Sequences(2D+3D)" / "F001" / "T1"
+    (broken / "02441.jpg").write_bytes(b"")
+    done = track_dataset(make_dataset("bp4d", root), tmp_path / "a", Grey())
+    assert (done.frames, done.missing) == (2, 1)
+    assert warned == ["1 of 3 pictures of F001_T1 cannot be read and are left out (F001/T1/02441.jpg)"]
+    (broken / "2443.jpg").write_bytes(b"")
+    message = "2 of 3 pictures of F001_T1 cannot be read: copy or unzip them again (F001/T1/02441.jpg, F001/T1/2443.jpg)."
+    assert line(root, lambda: track_dataset(make_dataset("bp4d", root), tmp_path / "b", Grey())) == message
+
+
+def test_archives_that_are_damaged_or_packed_in_another_way(tmp_path, warned):
+    text(tmp_path / "AUCoding" / "F001_T1.csv", "0,1,12\n1,0,1\n2,1,0\n3,1,1\n")
+    path = tmp_path / "2D+3D" / "F001.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(3):
+            archive.write(picture(tmp_path / "x.png", 60 + i), f"T1/{i:04d}.png")
+        second = archive.infolist()[1].header_offset + 30 + len("T1/0001.png")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:second] + b"\xff" * 20 + sound[second + 20 :])
+    assert track_dataset(make_dataset("bp4d+", tmp_path), tmp_path / "a", Grey()).frames == 2
+    assert warned == ["1 of 3 pictures of F001_T1 cannot be read and are left out (F001.zip/T1/0001.png)"]
+    for at, value in ((10, 9), (8, 1)):  # the method, Deflate64, and the flag of encryption, where each entry stands at the end
+        locked = bytearray(sound)
+        for entry in [i for i in range(len(sound)) if sound[i : i + 4] == b"PK\x01\x02"]:
+            locked[entry + at] = value
+        path.write_bytes(locked)
+        data = make_dataset("bp4d+", tmp_path)
+        assert line(tmp_path, lambda data=data: track_dataset(data, tmp_path / "b", Grey())).startswith(
+            "3 of 3 pictures of F001_T1 cannot be read: copy or unzip them again (F001.zip/T1/0000.png, "
+        )
 
 
 def test_a_rendered_face_goes_through_the_default_tracker(tmp_path, world):

@@ -464,6 +464,33 @@ def test_plugin_files_are_known_to_the_fit_that_goes_on(face_clip: Clip, tmp_pat
     assert Profile.load(tmp_path / "runs/her/v1").recipe["generator"]["name"] == "mine"
 
 
+def test_a_term_that_is_no_number_ends_the_fit_at_once(fit: Run, tmp_path: Path) -> None:
+    """And is told apart from a learning rate that is too high."""
+    (tmp_path / "mine.py").write_text(
+        "from personalize.registry import register\n"
+        "from personalize.regularizers import FunctionRegularizer\n\n"
+        "@register('mine')\n"
+        "class Mine(FunctionRegularizer):\n"
+        "    def start(self, model, predict=None):\n"
+        "        self.calls = 0\n\n"
+        "    def state_dict(self):\n"
+        "        return {}\n\n"
+        "    def load_state_dict(self, state):\n"
+        "        pass\n\n"
+        "    def loss(self, model, batch, outputs):\n"
+        "        self.calls += 1\n"
+        "        return outputs['logits'].sum() * (float('nan') if self.calls == 3 else 0)\n"
+    )
+    said = fit("--plugins", tmp_path / "mine.py", "--regularizer", "mine")
+    assert said.code == 2 and said.err[-1] == "error: regularizer mine is nan at step 2: check the plug-in."
+    said = fit("optim.lr=1e30", "--regularizer", "none")
+    assert (
+        said.code == 2
+        and said.err[-1].startswith("error: the loss of the ")
+        and said.err[-1].endswith(": fit again with a smaller optim.lr.")
+    )
+
+
 def test_what_later_fits_rehearse(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Her generated samples, once, whoever fits again; no frame of the clip. A buffer that cannot be written costs no profile."""
     words = ["buffer.shared=true", "optim.max_steps=1", "generator.samples=30"]

@@ -14,10 +14,10 @@ from personalize import geometry
 from personalize.aus import AUS
 from personalize.errors import ConfigError, InputError
 from personalize.faces import Observation
-from personalize.generators import Request, Sample
+from personalize.generators import Request, Sample, ask
 from personalize.identity import Identity, Neutral
 from personalize_plugins.generators import mesh_warp
-from personalize_plugins.generators.mesh_warp import MeshWarp, displacement, load_mesh
+from personalize_plugins.generators.mesh_warp import MeshWarp, around, displacement, load_mesh
 from personalize_plugins.generators.replay_only import ReplayOnly
 
 CORNERS = (61, 291)  # outer corners of the mouth, subject's right and left
@@ -376,6 +376,34 @@ def test_what_the_frame_shows_counts() -> None:
     assert change < 0.8 * full
 
 
+def test_the_onset_of_a_smile_is_neither_rest_nor_labelled_so() -> None:
+    """A second at rest, then a smile that the base sees a little late: what lies just before it serves last, and says nothing of AU12."""
+    o = identity()
+    smile = AUS.index(12)
+    found = [replace(o.observations[0], frame=i, timestamp=i / 25) for i in range(40)]
+    shown = np.zeros((40, len(AUS)), np.float32)
+    shown[30:, smile] = 3.0
+    generator = MeshWarp(gain_spread=0.0, sources=24)
+    generator.prepare(replace(o, observations=found, intensity=shown), 0)
+    assert {s.index for s in generator._sources} == set(range(24)), "24 to 29 are within .25 s of the smile"
+    # Where there is nothing else they serve, and what they may show is unknown.
+    faint = np.tile(0.5 * np.eye(len(AUS), dtype=np.float32)[smile], (6, 1))
+    unsure = replace(o.neutral, confidence=0.0)  # type: ignore[type-var]
+    generator.prepare(replace(o, observations=found[24:30], intensity=faint, neutral=unsure), 0)
+    sample = generator.generate([Request({4: 3.0})])[0]
+    assert sample is not None and not sample.known[smile] and sample.known[AUS.index(4)] and sample.known[AUS.index(17)]
+
+
+def test_the_most_within_a_span_against_a_slow_reading() -> None:
+    rng = np.random.default_rng(4)
+    times = np.cumsum(rng.uniform(0.01, 0.3, 60))
+    values = rng.uniform(0, 5, (60, 3))
+    found = around(values, times.tolist(), 0.25)
+    for i, t in enumerate(times):
+        assert np.array_equal(found[i], values[np.abs(times - t) <= 0.25].max(0))
+    assert np.array_equal(around(values, [0.0] * 60, 0.25), values), "photographs are not of one moment"
+
+
 def test_a_habit_of_the_neutral_face_is_no_expression() -> None:
     reading = np.tile(np.where(np.arange(len(AUS)) == AUS.index(15), 1.5, 0.0).astype(np.float32), (2, 1))
     generator = MeshWarp()
@@ -425,3 +453,46 @@ def test_replay_only_generates_nothing() -> None:
     generator = ReplayOnly()
     generator.prepare(identity(), 0)
     assert generator.generate([Request({12: 3.0}), Request({})]) == [None, None]
+
+
+# --- what a plug-in answers --------------------------------------------------------------------------------------------------
+
+PICTURE, NOTHING, EVERY = np.zeros((8, 8, 3), np.uint8), np.zeros(len(AUS), np.float32), np.ones(len(AUS), bool)
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (([PICTURE, 60 * np.eye(len(AUS))[3], EVERY],), "60 as a known intensity: they are 0-5."),
+        (([PICTURE, np.full(len(AUS), np.nan), EVERY],), "nan as a known intensity: they are 0-5."),
+        (
+            ([PICTURE.astype(np.float32), NOTHING, EVERY],),
+            "a picture of shape (8, 8, 3) and type float32: it must be (height, width, 3) of uint8.",
+        ),
+        (([PICTURE[..., 0], NOTHING, EVERY],), "a picture of shape (8, 8) and type uint8: it must be (height, width, 3) of uint8."),
+        (
+            ([PICTURE, np.zeros(12), np.ones(12, bool)],),
+            f"labels of shapes (12,) and (12,) in target and known: both must be ({len(AUS)},), one of each AU.",
+        ),
+        ((), "0 answers to 1 requests: give one for each, None where it has none."),
+    ],
+)
+def test_what_a_plugin_answers_is_checked(answer: tuple[list[np.ndarray], ...], line: str) -> None:
+    class Mine(MeshWarp):
+        name = "mine"
+
+        def generate(self, requests: list[Request]) -> list[Sample | None]:
+            return [Sample(*parts, requests[0], 0) for parts in answer]
+
+    with pytest.raises(ConfigError) as caught:
+        ask(Mine(), [Request({})])
+    assert str(caught.value) == f"generator mine gave {line}"
+
+
+def test_what_is_unknown_may_be_anything() -> None:
+    class Mine(MeshWarp):
+        def generate(self, requests: list[Request]) -> list[Sample | None]:
+            return [None, Sample(PICTURE, np.full(len(AUS), np.nan), ~EVERY, requests[0], 0)]
+
+    none, sample = ask(Mine(), [Request({})] * 2)
+    assert none is None and sample is not None

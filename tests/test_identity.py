@@ -55,6 +55,14 @@ def test_who_frowns_most_of_the_time_rests_in_the_other_frames() -> None:
     assert neutral.confidence == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("photographs", "trust"), [(1, 0.424), (4, 0.496), (25, 1.0)])
+def test_few_frames_at_rest_are_at_rest(photographs: int, trust: float) -> None:
+    """A photograph is trusted less than a clip, which says nothing of whether its face is calm."""
+    neutral = find_neutral([seen(i) for i in range(photographs)], still(photographs, 0.0))
+    assert neutral is not None and neutral.trusted == pytest.approx(np.full(K, trust), abs=1e-3)
+    assert neutral.trusted / neutral.plenty == pytest.approx(np.ones(K), abs=1e-3)
+
+
 def test_calmest_first_a_twentieth_of_the_frames() -> None:
     observations = [seen(i) for i in range(200)]
     intensity = still(200)

@@ -20,6 +20,7 @@ from conftest import FPS, Clip, Said, expected_of, on_canvas, write_clip
 
 from personalize import predict
 from personalize.aus import AUS
+from personalize.errors import ProfileError
 from personalize.faces import Observation
 from personalize.profile import Profile
 from personalize.reader import Reader, Reading, lasting
@@ -423,3 +424,11 @@ def test_a_core_is_left_to_the_tracker_alone(face_clip: Clip) -> None:
         assert set(during) == {2, 1} and torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_profile_whose_adapter_is_not_known_says_which_file_has_it() -> None:
+    base = load_base()
+    profile = Profile("her", base.name, base.sha256, adapter="gone", delta={"w": torch.zeros(2)}, plugins={"adapters/gone": "gone.py"})
+    with pytest.raises(ProfileError) as caught:
+        Reader(base, profile)
+    assert str(caught.value) == "the profile needs the adapter 'gone', of gone.py: give that file with --plugins."

@@ -84,6 +84,14 @@ def error(call: Callable[[], object]) -> str:
 # what is there
 
 
+def test_a_plugin_with_methods_missing_says_which() -> None:
+    from personalize.generators import Generator
+
+    registry.register("half")(type("Half", (Generator,), {"prepare": lambda *_: None}))
+    with pytest.raises(ConfigError, match=r"^generator 'half' is not finished: write generate\.$"):
+        registry.create("generators", "half")
+
+
 def test_every_built_in_loads_and_is_of_its_kind() -> None:
     groups = PROJECT["project"]["entry-points"]
     assert {g.removeprefix("personalize.") for g in groups} == set(registry.KINDS)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..aus import AUS, column, index, parse_au
 from ..errors import ConfigError, InputError
+from ..video import VIDEO_SUFFIXES
 from .folds import BP4D_PARTS, BP4D_PLUS_FOLDS, DISFA_PARTS, last_part_first, odd_even
 from .source import (
     AUDataset,
@@ -30,10 +31,14 @@ from .source import (
     frames_and_values,
     leave_out,
     lines_of,
+    near,
+    number_of,
     numbered,
     pictures,
+    span,
     value,
     warn,
+    with_picture,
 )
 
 _DISFA_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
@@ -59,7 +64,8 @@ class DISFA(AUDataset):
         root = self._root("ActionUnit_Labels")
         labels = self._need(root, "ActionUnit_Labels")
         filmed = self._need(root, f"Videos_{self.camera}Camera", f"Video_{self.camera}Camera")
-        videos = {m.group().upper(): p for p in sorted(filmed.iterdir()) if (m := re.search(r"SN\d{3}", p.name, re.I)) and p.is_file()}
+        files = [p for p in sorted(filmed.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
+        videos = {m.group().upper(): p for p in files if (m := re.search(r"SN\d{3}", p.name, re.I))}
         empty, unfilmed = [], []
         for folder in folders(labels):
             subject = folder.name.upper()
@@ -118,28 +124,35 @@ class DISFAPlus(AUDataset):
         for subject in folders(labels):
             subject = child(labels, subject.name) or subject
             for trial in folders(subject):
-                shown = child(child(images, subject.name) or images / subject.name, trial.name)
-                if shown is None or not any(trial.iterdir()):
-                    missing.append(f"{subject.name}/{trial.name}")
-                else:
+                shown = pictures(child(child(images, subject.name) or images / subject.name, trial.name))
+                if shown and any(trial.iterdir()):
                     yield Clip(f"{subject.name.upper()}_{trial.name}", subject.name.upper(), (trial, shown))
+                else:
+                    missing.append(f"{subject.name}/{trial.name}")
         self._skip(missing, "labels or pictures")
 
     def records(self, clip: Clip) -> list[Record]:
         trial, shown = clip.data
-        files = pictures(shown)
         targets: dict[int, np.ndarray] = {}
+        rows: dict[str, int] = {}
         for au in self.aus:
             path = child(trial, f"AU{au}.txt", f"AU{au:02d}.txt")
             if path is None:
                 raise InputError(f"disfa+: no 'AU{au}.txt' in {trial}. Expected {self.layout}.")
-            for line, cells in lines_of(path):
-                match = re.fullmatch(r"(\d+)\.\w+", cells[0])
-                if match is None:  # a heading, with or without '#'
-                    continue
-                target = targets.setdefault(int(match.group(1)), blank()[0])
-                target[index(au)] = value(cells, 1, path, line)
-        return [Record(clip.subject, clip.name, files[n], n, t, blank()[1]) for n, t in sorted(targets.items()) if n in files]
+            lines = lines_of(path)
+            if lines and number_of(lines[0][1][0]) is None:
+                del lines[0]  # a heading
+            for line, cells in lines:
+                n = number_of(cells[0])
+                if n is None:
+                    raise InputError(f"{near(path)} line {line}: '{cells[0]}' names no picture. Expected '000.jpg 2'.")
+                targets.setdefault(n, blank()[0])[index(au)] = value(cells, 1, path, line)
+            rows[path.name] = len(lines)
+        short = [name for name, n in rows.items() if n < len(targets)]
+        if short:
+            warn(f"disfa+: {clip.name} has fewer rows in {', '.join(short)} than in its other files; in the rest those AUs are unknown")
+        here = with_picture(self.name, clip, targets, shown, "Copy both again.")
+        return [Record(clip.subject, clip.name, shown[n], n, targets[n], blank()[1]) for n in here]
 
     def folds(self) -> dict[int, frozenset[str]]:
         return last_part_first(DISFA_PARTS)
@@ -183,12 +196,10 @@ class BP4D(AUDataset):
 
     def _pictures(self, images: Path, subject: str, task: str) -> dict[int, tuple[Path, str]]:
         """Number -> (picture, '') or (archive, member)."""
-        folder = child(images, subject)
-        if folder is not None:
-            return {n: (p, "") for n, p in pictures(child(folder, task)).items()}
+        unzipped = pictures(child(child(images, subject) or images / subject, task))
         archive = child(images, f"{subject}.zip")
-        if archive is None:
-            return {}
+        if unzipped or archive is None:
+            return {n: (p, "") for n, p in unzipped.items()}
         # An archive's order is not that of time.
         names = [n for n in self._members(archive) if task in (part.upper() for part in Path(n).parts[:-1])]
         return {k: (archive, n) for k, n in numbered(names, archive.name).items()}
@@ -207,41 +218,16 @@ class BP4D(AUDataset):
         path, shown = clip.data
         table = read_occurrence(path, self.aus, self.present_means)
         for au in _BP4D_INTENSITY:
-            self._add_intensity(clip, au, table)
-        here = {frame: row for frame, row in table.items() if frame + self.offset in shown}
-        if len(here) < len(table) / 2:
-            codes, numbers = (f"{min(x)}-{max(x)}" for x in (table, shown))
-            raise InputError(
-                f"{self.name}: {len(table) - len(here)} of {len(table)} coded frames of {clip.name} have no picture "
-                f"(codes {codes}, pictures {numbers}). Give another frame_offset than {self.offset}."
-            )
-        if len(table) - len(here) > 1:  # one is how videos end
-            warn(f"{self.name}: {len(table) - len(here)} of {len(table)} coded frames of {clip.name} have no picture and are left out")
+            folder = child(self.intensities, column(au)) if self.intensities is not None else None
+            coded = child(folder, f"{clip.name}_{column(au)}.csv") if folder is not None else None
+            if coded is not None:
+                add_intensity(self.name, coded, au, table, path)
+        advice = f"Give another frame_offset than {self.offset}."
         out = []
-        for frame, (target, occurrence) in sorted(here.items()):
+        for frame in with_picture(self.name, clip, table, shown, advice, self.offset, spare=1):  # one is how videos end
             source, member = shown[frame + self.offset]
-            out.append(Record(clip.subject, clip.name, source, frame + self.offset, target, occurrence, member))
+            out.append(Record(clip.subject, clip.name, source, frame + self.offset, *table[frame], member))
         return out
-
-    def _add_intensity(self, clip: Clip, au: int, table: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-        path = self._intensity_file(clip, au)
-        if path is None:
-            return
-        frames, values = frames_and_values(path)
-        if not set(frames) & set(table):
-            raise InputError(f"{self.name}: {path.name} codes none of the frames of {clip.name}.csv. Copy them again.")
-        for frame, v in zip(frames, values, strict=True):
-            if frame in table:
-                table[frame][0][index(au)] = v
-        for _, occurrence in table.values():
-            occurrence[index(au)] = 0
-        uncoded = set(table) - set(frames)
-        for frame in uncoded:
-            table[frame][0][index(au)] = np.nan
-
-    def _intensity_file(self, clip: Clip, au: int) -> Path | None:
-        folder = child(self.intensities, column(au)) if self.intensities is not None else None
-        return child(folder, f"{clip.name}_{column(au)}.csv") if folder is not None else None
 
     def folds(self) -> dict[int, frozenset[str]]:
         return last_part_first(BP4D_PARTS)
@@ -278,10 +264,9 @@ def read_occurrence(path: Path, aus: tuple[int, ...], means: int) -> dict[int, t
     numbers = [au for cell in rows[0][1][1:] if (au := parse_au(cell.strip('"'))) is not None] if rows else []
     # A row of codes could pass for a header; one of AU numbers rises.
     if not columns or 0 in numbers or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
-        raise InputError(f"{path.name}: no header of AU numbers. Expected '0,1,2,4,6 ...' and then a row a frame.")
+        raise InputError(f"{near(path)}: no header of AU numbers. Expected '0,1,2,4,6 ...' and then a row a frame.")
     header = rows[0][1]
-    last = header[-1].strip('"').casefold()
-    flag = len(header) - 1 if not re.fullmatch(r"(au)?_?\d{1,2}(_c)?", last) else None
+    flag = len(header) - 1 if parse_au(header[-1].strip('"')) is None else None
     table = {}
     for line, cells in rows[1:]:
         if flag is not None and len(cells) > flag and cells[flag] in ("1", "1.0"):
@@ -293,6 +278,22 @@ def read_occurrence(path: Path, aus: tuple[int, ...], means: int) -> dict[int, t
         if np.isfinite(target).any():
             table[frame_of(cells, path, line)] = (target, occurrence)
     return table
+
+
+def add_intensity(dataset: str, path: Path, au: int, table: dict[int, tuple[np.ndarray, np.ndarray]], presence: Path) -> None:
+    """Puts the intensities of an AU in the place of its presence; where they are unknown, presence stays.
+
+    One of the files may end before the other; raises InputError where each codes frames that the other does not, as if one were shifted.
+    """
+    frames, values = frames_and_values(path)
+    coded = {frame_of(cells, presence, line) for line, cells in lines_of(presence)[1:]}
+    if not (frames and (coded.issubset(frames) or coded.issuperset(frames))):
+        given = f"the frames of {near(path)} ({span(frames)}) and of {presence.name} ({span(coded)})"
+        raise InputError(f"{dataset}: {given} do not match. Copy both again.")
+    for frame, v in zip(frames, values, strict=True):
+        if frame in table and np.isfinite(v):
+            target, occurrence = table[frame]
+            target[index(au)], occurrence[index(au)] = v, 0
 
 
 class FERA2017(AUDataset):
@@ -314,7 +315,10 @@ class FERA2017(AUDataset):
         missing = []
         for part, short in (("Train", "TR"), ("Valid", "VA")):
             labels, films = child(root, f"{part}_Occ"), child(root, f"FERA17_{part}_MV", f"{part}_MV")
-            if labels is None or films is None:
+            if labels is None:
+                continue
+            if films is None:
+                warn(f"fera2017: left out all of {part}_Occ, because there is no 'FERA17_{part}_MV' in {root}")
                 continue
             videos = {p.name.casefold(): p for p in films.iterdir()}
             for path in sorted(labels.iterdir()):
@@ -339,11 +343,8 @@ class FERA2017(AUDataset):
         table = read_occurrence(path, self.aus, self.present_means)
         for au in self._intensity:
             file = child(intensities, f"{path.stem}_{column(au)}_Int.csv") if intensities is not None else None
-            if file is None:
-                continue
-            coded = dict(zip(*frames_and_values(file), strict=True))
-            for frame, (target, occurrence) in table.items():
-                target[index(au)], occurrence[index(au)] = coded.get(frame, np.nan), 0
+            if file is not None:
+                add_intensity(self.name, file, au, table, path)
         start = frames[0] if frames else 0
         return [Record(clip.subject, clip.name, video, f - start, t, o, video=True) for f, (t, o) in sorted(table.items())]
 
@@ -382,12 +383,13 @@ class CKPlus(AUDataset):
     aus = AUS
 
     def _clips(self) -> Iterator[Clip]:
-        root = self._root("cohn-kanade-images")
-        images, facs = self._need(root, "cohn-kanade-images"), self._need(root, "FACS", "FACS_labels")
+        names = ("cohn-kanade-images", "extended-cohn-kanade-images")  # archives unzipped into folders of their names have both
+        root = self._root(*names)
+        images, facs = self._need(root, *names), self._need(root, "FACS", "FACS_labels")
         missing = []
         for subject in folders(facs):
             for take in folders(subject):
-                labels = [p for p in sorted(take.iterdir()) if p.name.casefold().endswith("_facs.txt") and not p.name.startswith(".")]
+                labels = facs_files(take)
                 shown = pictures(child(child(images, subject.name) or images / subject.name, take.name))
                 if labels and shown:
                     yield Clip(f"{subject.name}_{take.name}", subject.name, (labels[0], shown))
@@ -407,6 +409,11 @@ class CKPlus(AUDataset):
         if first != peak:
             out.insert(0, Record(clip.subject, clip.name, shown[first], first, rest, graded))
         return out
+
+
+def facs_files(folder: Path) -> list[Path]:
+    """The FACS files of a sequence, sorted."""
+    return [p for p in sorted(folder.iterdir()) if p.name.casefold().endswith("_facs.txt") and not p.name.startswith(".")]
 
 
 def number_of_facs(path: Path) -> int:
@@ -430,29 +437,25 @@ class UNBC(AUDataset):
         missing = []
         for subject in folders(facs):
             for take in folders(subject):
-                shown = child(child(images, subject.name) or images / subject.name, take.name)
-                if shown is None or not pictures(shown):
-                    missing.append(f"{subject.name}/{take.name}")
+                labels = facs_files(take)
+                shown = pictures(child(child(images, subject.name) or images / subject.name, take.name))
+                if labels and shown:
+                    yield Clip(f"{subject.name}_{take.name}", subject.name, (labels, shown))
                 else:
-                    yield Clip(f"{subject.name}_{take.name}", subject.name, (take, shown))
-        self._skip(missing, "pictures")
+                    missing.append(f"{subject.name}/{take.name}")
+        self._skip(missing, "labels or pictures")
 
     def records(self, clip: Clip) -> list[Record]:
-        take, shown = clip.data
-        files = pictures(shown)
+        labels, shown = clip.data
+        coded = {number_of_facs(path): path for path in labels}
         out = []
-        for path in sorted(take.iterdir()):
-            if not path.name.casefold().endswith("_facs.txt") or path.name.startswith("."):
-                continue
-            n = number_of_facs(path)
-            if n not in files:
-                continue
-            listed = read_facs(path)
+        for n in with_picture(self.name, clip, coded, shown, "Copy both again."):
+            listed = read_facs(coded[n])
             target, occurrence = _facs_target(listed, self.aus, False)
             # Closed or not: a lid that droops a little (A) was not scored.
             target[index(43)], occurrence[index(43)] = float(43 in listed), 2
-            out.append(Record(clip.subject, clip.name, files[n], n, target, occurrence))
-        return sorted(out, key=lambda r: r.frame)
+            out.append(Record(clip.subject, clip.name, shown[n], n, target, occurrence))
+        return out
 
     def folds(self) -> dict[int, frozenset[str]]:
         return leave_out(self.subjects, len(self.subjects))
@@ -504,13 +507,24 @@ class AffWild2(AUDataset):
         columns = {au: i - 1 for au, i in au_columns(["", *rows[0][1]]).items()} if rows else {}
         if not columns or not rows[0][1][0].casefold().startswith("au"):
             raise InputError(f"{path.name}: no header of AUs. Expected 'AU1,AU2,AU4 ...' and then a line a frame.")
-        out = []
-        for n, (line, cells) in enumerate(rows[1:], 1):  # pictures count from 1; frames without a face have none
+        # Pictures count from 1; frames without a face have none, and so one video may lack many.
+        coded = range(1, len(rows))
+        if not files.keys() & coded:
+            given = f"none of the frames {span(coded)} of {clip.name} has a picture (pictures {span(files)})"
+            raise InputError(f"affwild2: {given}. Copy both again.")
+        out, lost = [], 0
+        for n, (line, cells) in zip(coded[:: self.every], rows[1 :: self.every], strict=True):
             target, occurrence = blank()
             for au, i in columns.items():
                 target[index(au)], occurrence[index(au)] = value(cells, i, path, line, 1), self.present_means
-            if (n - 1) % self.every == 0 and n in files and np.isfinite(target).any():
+            if not np.isfinite(target).any():
+                continue
+            if n in files:
                 out.append(Record(clip.subject, clip.name, files[n], n, target, occurrence))
+            else:
+                lost += 1
+        if lost > len(out):
+            warn(f"affwild2: {lost} of {lost + len(out)} labelled frames of {clip.name} have no picture and are left out")
         return out
 
     def folds(self) -> dict[int, frozenset[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +54,8 @@ class AUDataset(ABC):
 
     aus: what it codes. present_means: the intensity that its presence codes mean at least. present_at: intensity from which its
     literature counts an AU as present. quoted: the AUs over which its papers average detection, where not all. people: whose subjects
-    they are; data sets that filmed the same people share it.
+    they are; data sets that filmed the same people share it. compared: the shards of tracking that are known to hold the labels as they
+    were when this was made.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class AUDataset(ABC):
 
     def __init__(self, path: str | Path, present_at: float | None = None) -> None:
         self.path = Path(path).expanduser()
+        self.compared: set[Path] = set()
         self.people = getattr(self, "people", self.name)
         self.present_at = self.present_at if present_at is None else float(present_at)
         if not self.path.exists():
@@ -138,14 +140,14 @@ def _plain(name: str) -> str:
 
 
 def child(folder: Path, *names: str) -> Path | None:
-    """The entry of a folder with the first of these names that is there, in any case; inside a folder of the same name, the inner one."""
+    """The entry of a folder with the first of these names that is there, in any case; where one of them is inside it, the inner one."""
     if not folder.is_dir():
         return None
     entries = {_plain(p.name): p for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
     for name in names:
         found = entries.get(_plain(name))
         if found is not None:
-            return child(found, found.name) or found
+            return child(found, *names) or found
     return None
 
 
@@ -183,6 +185,11 @@ def pictures(folder: Path | None) -> dict[int, Path]:
     return {n: folder / name for n, name in numbered([p.name for p in folder.iterdir()], str(folder)).items()}
 
 
+def near(path: Path) -> str:
+    """A file with the two folders above it: its own name alone often stands in hundreds of them."""
+    return str(Path(*path.parts[-3:]))
+
+
 def lines_of(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, cells) of a label file; commas, semicolons or white space between cells; blank and '#' lines are skipped."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -200,14 +207,14 @@ def number(cells: list[str], column: int, path: Path, line: int) -> float:
         return float(cells[column])
     except (ValueError, IndexError):
         given = cells[column] if column < len(cells) else ""
-        raise InputError(f"{path.name} line {line}: '{given}' in column {column + 1} is not a number.") from None
+        raise InputError(f"{near(path)} line {line}: '{given}' in column {column + 1} is not a number.") from None
 
 
 def frame_of(cells: list[str], path: Path, line: int) -> int:
     """The first cell as the number of a frame. Raises InputError with its line."""
     found = number(cells, 0, path, line)
     if not found.is_integer():
-        raise InputError(f"{path.name} line {line}: '{cells[0]}' is no number of a frame.")
+        raise InputError(f"{near(path)} line {line}: '{cells[0]}' is no number of a frame.")
     return int(found)
 
 
@@ -219,7 +226,7 @@ def value(cells: list[str], column: int, path: Path, line: int, top: float = MAX
     if v in UNKNOWN_CODES:
         return float("nan")
     if not 0 <= v <= top:
-        raise InputError(f"{path.name} line {line}: {v:g} is outside 0-{top:g} (9, -1, 999: unknown).")
+        raise InputError(f"{near(path)} line {line}: {v:g} is outside 0-{top:g} (9, -1, 999: unknown).")
     return v
 
 
@@ -243,7 +250,28 @@ def check_rows(frames: Sequence[int], path: Path) -> None:
     """Rows stand for decoded frames in order, whatever they are numbered from: raises InputError where numbers jump."""
     for a, b in zip(frames, frames[1:], strict=False):
         if b != a + 1:
-            raise InputError(f"{path.name}: frame {b} follows frame {a}. Rows must be consecutive frames; copy the file again.")
+            raise InputError(f"{near(path)}: frame {b} follows frame {a}. Rows must be consecutive frames; copy the file again.")
+
+
+def with_picture(
+    dataset: str, clip: Clip, coded: Collection[int], shown: Collection[int], advice: str, offset: int = 0, spare: int = 0
+) -> list[int]:
+    """The numbers of coded frames that have a picture, ``offset`` further on, in order.
+
+    More than ``spare`` without are warned of; raises InputError where more than half are.
+    """
+    here = sorted(n for n in coded if n + offset in shown)
+    lost = f"{dataset}: {len(coded) - len(here)} of {len(coded)} coded frames of {clip.name} have no picture"
+    if len(here) < len(coded) / 2:
+        raise InputError(f"{lost} (codes {span(coded)}, pictures {span(shown)}). {advice}")
+    if len(coded) - len(here) > spare:
+        warn(f"{lost} and are left out")
+    return here
+
+
+def span(numbers: Collection[int]) -> str:
+    """From which number to which."""
+    return f"{min(numbers)}-{max(numbers)}" if numbers else "none"
 
 
 def check_length(dataset: str, rows: int, video: Path) -> None:

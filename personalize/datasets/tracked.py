@@ -11,6 +11,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..errors import ConfigError, InputError
 from ..faces import Tracker
 from ..tracks import tracked_sample
 from ..video import open_media, read_picture
-from .source import AUDataset, Clip, Record
+from .source import AUDataset, Clip, Record, near
 
 SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "crop": (np.uint8, (112, 112, 3)),
@@ -38,12 +39,25 @@ SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "frame": (np.int32, ()),
 }
 """Fields of a shard: type, and shape of one row. target: NaN where unknown; occurrence: see :class:`~.source.Record`. Beside them stand
-'subject', whose sequence it is, and 'counts'."""
+'subject', whose sequence it is, 'counts' (see :class:`Tracked`), and digests of which 'pictures' are labelled and of their 'labels'."""
+# What zipfile and Pillow raise for archives and pictures that are damaged, locked or packed in another way.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass
 class Tracked:
-    """What tracking a data set came to. frames: with a face; left_out: labelled, decoded, no face; missing: labelled and not decoded."""
+    """What tracking a data set came to, in this run or before. frames: with a face; left_out: labelled, decoded, no face; missing: labelled
+    and not decoded, past the end of a video or broken."""
 
     folder: Path
     paths: dict[str, Path]
@@ -53,7 +67,7 @@ class Tracked:
 
 
 def cache_folder(dataset: AUDataset, cache: Path, tracker: str = "mediapipe") -> Path:
-    """Where its shards go: another path, option, tracker or alignment is another folder, so that nothing stale is ever read."""
+    """Where its shards go: another path, option, tracker or alignment is another folder."""
     options = {k: v for k, v in sorted(vars(dataset).items()) if isinstance(v, (int, float, str)) and k not in ("present_at", "people")}
     key = json.dumps([str(dataset.path.resolve()), options, tracker, *_alignment()])
     return cache / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
@@ -68,14 +82,16 @@ def track_dataset(
 ) -> Tracked:
     """Track what is not tracked yet; returns a shard's path for each sequence.
 
+    Labels that changed since are written into their shards; sequences of which other frames are labelled are tracked again.
     tracker: None makes the named plug-in, and only where something is left to do. subjects: only theirs. Interrupted, it goes on with the
     sequence that was not finished.
     """
     folder = cache_folder(dataset, cache, tracker_name)
     folder.mkdir(parents=True, exist_ok=True)
     clips = [c for c in dataset.clips if subjects is None or c.subject in set(subjects)]
-    done = Tracked(folder, {c.name: folder / f"{quote(c.name, safe='+')}.npz" for c in clips})
-    todo = [c for c in clips if not done.paths[c.name].exists()]
+    done = Tracked(folder, {c.name: folder / _file(c.name) for c in clips})
+    untold = not dataset.compared.issuperset(done.paths.values())
+    todo = [c for c in clips if not _refresh(dataset, c, done.paths[c.name])]
     if todo:
         own = None
         if tracker is None:
@@ -96,34 +112,84 @@ def track_dataset(
         with np.load(path, allow_pickle=False) as shard:
             frames, left_out, missing = shard["counts"].tolist()
         done.frames, done.left_out, done.missing = done.frames + frames, done.left_out + left_out, done.missing + missing
-    if todo:
-        lost = f"; {done.missing} were labelled and not in the video" if done.missing else ""
+    dataset.compared.update(done.paths.values())
+    if untold or todo:
+        lost = f"; {done.missing} were labelled and could not be decoded" if done.missing else ""
         ui.info(f"{dataset.name}: {done.frames} frames of {len({c.subject for c in clips})} people; {done.left_out} without a face{lost}")
     return done
 
 
+def _file(sequence: str) -> str:
+    """A file name for any name of a sequence; those that no disk would take are cut and told apart by a digest."""
+    name = quote(sequence, safe="+")
+    return f"{name if len(name) <= 150 else name[:150] + hashlib.sha256(sequence.encode()).hexdigest()[:8]}.npz"
+
+
+def _refresh(dataset: AUDataset, clip: Clip, path: Path) -> bool:
+    """Whether a shard is there and of the frames that are labelled now; if only their labels changed, it gets the new ones."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            before = {k: str(file[k]) for k in ("pictures", "labels")}
+    except _UNREADABLE:  # none, cut off, or of an older version
+        return False
+    if path in dataset.compared:
+        return True
+    records = dataset.records(clip)
+    now = _digests(clip, records)
+    if before["pictures"] != now["pictures"]:
+        return False
+    if before["labels"] != now["labels"]:
+        with np.load(path, allow_pickle=False) as file:
+            shard = dict(file)
+        row = {r.frame: i for i, r in enumerate(records)}
+        kept = [row[frame] for frame in shard["frame"].tolist()]
+        _save(path, {**shard, **{k: v[kept] for k, v in _labels(records).items()}, "subject": clip.subject, **now})
+    return True
+
+
+def _labels(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """The fields of a shard that labels tell, a row a record."""
+    target = np.array([r.target for r in records], np.float16).reshape(-1, len(AUS))
+    coded = np.isfinite(target).any(0)
+    # NaN is not 0: a frame that may show something is nobody's neutral.
+    neutral = (target[:, coded] == 0).all(1) & coded.any()
+    occurrence = np.array([r.occurrence for r in records], np.int8).reshape(-1, len(AUS))
+    return {"target": target, "occurrence": occurrence, "neutral": neutral, "frame": np.array([r.frame for r in records], np.int32)}
+
+
+def _digests(clip: Clip, records: Sequence[Record]) -> dict[str, str]:
+    """Of which pictures are labelled, and of what the reader makes of their labels."""
+    shown = json.dumps([(r.path.name, r.member, r.frame) for r in records]).encode()
+    labels = clip.subject.encode() + b"".join(v.tobytes() for v in _labels(records).values())
+    return {"pictures": hashlib.sha256(shown).hexdigest(), "labels": hashlib.sha256(labels).hexdigest()}
+
+
 def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, bar: Any) -> None:
     records = dataset.records(clip)
-    rows: dict[str, list[Any]] = {k: [] for k in SHAPES}
-    decoded = left_out = 0
-    coded = [k for k in range(len(AUS)) if any(np.isfinite(r.target[k]) for r in records)]
+    if not records:
+        ui.warn(f"{dataset.name}: no frame of {clip.name} is labelled")
+    row = {r: i for i, r in enumerate(records)}
+    seen: dict[str, list[Any]] = {"crop": [], "landmarks": [], "pose": []}
+    kept: list[int] = []
+    decoded = 0
     tracker.reset()
     for record, image in decode(records):
         decoded += 1
         bar.advance(1 / len(records))
         found = tracked_sample(image, tracker, record.frame / 25.0, not record.video)
         if found is None:
-            left_out += 1
             continue
-        # NaN is not 0: a frame that may show something is nobody's neutral.
-        neutral = bool(coded) and bool((record.target[coded] == 0).all())
-        values = (*found, record.target, record.occurrence, neutral, record.frame)
-        for key, value in zip(SHAPES, values, strict=True):
-            rows[key].append(value)
+        kept.append(row[record])
+        for values, value in zip(seen.values(), found, strict=True):
+            values.append(value)
     bar.advance(1 - decoded / len(records) if records else 1)
+    rows = {**seen, **{k: v[kept] for k, v in _labels(records).items()}}
     arrays: dict[str, Any] = {k: np.array(rows[k], dtype).reshape(-1, *shape) for k, (dtype, shape) in SHAPES.items()}
-    arrays["subject"] = np.array(clip.subject)
-    arrays["counts"] = np.array([len(rows["crop"]), left_out, len(records) - decoded])
+    counts = np.array([len(kept), decoded - len(kept), len(records) - decoded])
+    _save(path, {**arrays, "subject": clip.subject, "counts": counts, **_digests(clip, records)})
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")  # two ranks may be at it
     try:
         np.savez(temporary, **arrays)
@@ -133,7 +199,10 @@ def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, bar: An
 
 
 def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:
-    """The pictures (H, W, 3) of records of one sequence, in order; a video is decoded once, and frames past its end are left out."""
+    """The pictures (H, W, 3) of records of one sequence, in order; a video is decoded once, and frames past its end are left out.
+
+    Single pictures that cannot be read are left out with a warning; raises InputError where those are more than half.
+    """
     records = list(records)
     if records and records[0].video:
         wanted = {r.frame: r for r in records}
@@ -145,19 +214,26 @@ def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:
                 return
         return
     archive: zipfile.ZipFile | None = None
+    bad: list[str] = []
     try:
         for record in records:
-            if not record.member:
-                yield record, read_picture(record.path)
-                continue
-            if archive is None:
-                archive = zipfile.ZipFile(record.path)
             try:
-                with Image.open(io.BytesIO(archive.read(record.member))) as picture:
-                    image = np.array(picture.convert("RGB"))
-            except (OSError, zipfile.BadZipFile) as problem:
-                raise InputError(f"{record.member} in {record.path.name} cannot be read: unzip or copy the archive again.") from problem
+                if record.member:
+                    archive = archive or zipfile.ZipFile(record.path)
+                    with Image.open(io.BytesIO(archive.read(record.member))) as picture:
+                        image = np.array(picture.convert("RGB"))
+                else:
+                    image = read_picture(record.path)
+            except (InputError, *_UNREADABLE):
+                bad.append(near(record.path / record.member))
+                continue
             yield record, image
     finally:
         if archive is not None:
             archive.close()
+    if bad:
+        some = ", ".join(bad[:3]) + (" ..." if len(bad) > 3 else "")
+        lost = f"{len(bad)} of {len(records)} pictures of {records[0].sequence} cannot be read"
+        if len(bad) > len(records) / 2:
+            raise InputError(f"{lost}: copy or unzip them again ({some}).")
+        ui.warn(f"{lost} and are left out ({some})")

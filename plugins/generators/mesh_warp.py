@@ -10,6 +10,7 @@ AU25 and AU26 are what the lips' gap and the chin's drop measure (AU10, AU16 and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,10 @@ from personalize.identity import Identity
 
 ASSET = Path(personalize.__file__).parent / "assets" / "mesh478.npz"
 SHOWN = 0.8
-"""What the base model reads below this counts as absent."""
+"""What the base model reads below this is left in a picture as if it were nothing."""
+DOUBTED, ONSET_S = 0.4, 0.25
+"""An AU that the base model reads above this in a frame, or within so many seconds of it, is not labelled absent in the pictures made of
+it: a smile shows before the base sees it."""
 SKIN, MOUTH, EYE, AROUND = 0, 1, 2, 3
 _UPPER_INNER = np.array([191, 80, 81, 82, 13, 312, 311, 310, 415])
 _LOWER_INNER = np.array([95, 88, 178, 87, 14, 317, 402, 318, 324])
@@ -98,6 +102,16 @@ def load_mesh() -> Mesh:
             faces=data["faces"].astype(np.int32),
             groups=data["groups"],
         )
+
+
+def around(intensity: np.ndarray, times: Sequence[float], seconds: float) -> np.ndarray:
+    """(N, K) the most of intensities (N, K) within so many seconds of each. times: (N,) seconds, rising; where all are alike, they are
+    photographs, which have nothing to do with each other."""
+    at = np.asarray(times, np.float64)
+    if len(at) == 0 or at[0] == at[-1]:
+        return np.asarray(intensity)
+    first, last = np.searchsorted(at, at - seconds - 1e-6), np.searchsorted(at, at + seconds + 1e-6)
+    return np.stack([intensity[a:b].max(0) for a, b in zip(first, last, strict=True)])
 
 
 def lips_part(gap: float) -> float:
@@ -183,6 +197,7 @@ class _Source:
     scale: float  # view pixels a canonical unit
     angles: np.ndarray  # pitch and yaw in the view, which is upright, radians
     shown: np.ndarray  # (K,) intensities above the neutral
+    hinted: np.ndarray  # (K,) the most of them within ONSET_S
     activity: float
     quality: float
     light: np.ndarray  # (4,): constant and direction, relative
@@ -253,7 +268,8 @@ class MeshWarp(Generator):
         if not usable:
             self._sources = []
             return
-        strongest = np.where(shown >= SHOWN, shown, 0).sum(1)
+        hinted = around(shown, [o.timestamp for o in identity.observations], ONSET_S)
+        strongest = np.where(hinted >= SHOWN, hinted, 0).sum(1)
         order = sorted(usable, key=lambda i: (strongest[i] + 0.3 * shown[i].sum() + 2 * (1 - identity.observations[i].quality), i))
         chosen: list[int] = []
         turned = {i: identity.observations[i].upright[:2] for i in usable}
@@ -264,7 +280,7 @@ class MeshWarp(Generator):
                 if len(chosen) < self.max_sources and i not in chosen and calm and far:
                     chosen.append(i)
         self._teeth = self._tone_of_teeth(identity)
-        self._sources = [self._source(identity, i, shown[i]) for i in chosen]
+        self._sources = [replace(self._source(identity, i, shown[i]), hinted=hinted[i]) for i in chosen]
         rest = identity.neutral.landmarks if identity.neutral is not None else None
         rest = self._rest_points(identity, chosen) if rest is None else rest
         self._aperture = tuple(float(np.clip(aperture(rest, side) / aperture(mesh.mean, side), 0.4, 2.0)) for side in (0, 1))
@@ -312,6 +328,7 @@ class MeshWarp(Generator):
             pose.rotation,
             pose.scale,
             o.upright[:2],
+            shown,
             shown,
             float(shown.sum()),
             o.quality,
@@ -408,8 +425,9 @@ class MeshWarp(Generator):
         jaw, part, gap, drop = self._mouth(delta, asked)
         target = np.where(asked, wanted, 0.0).astype(np.float32)
         calm = source.activity < 4.0
-        known = (asked & (delta > -0.5)) | (~asked & (shown == 0) & calm)  # an expression that is warped away leaves traces
-        if shown[_AU25] == 0 and shown[_AU26] == 0:
+        absent = source.hinted < DOUBTED
+        known = (asked & (delta > -0.5)) | (~asked & absent & calm)  # an expression that is warped away leaves traces
+        if absent[_AU25] and absent[_AU26]:
             target[_AU25], target[_AU26] = lips_part(gap), jaw_drop(drop)
             known[_AU25] = known[_AU26] = True
         info = {"pitch_change": float(np.degrees(turn[0])), "yaw_change": float(np.degrees(turn[1])), "jaw": jaw, "part": part}
@@ -427,7 +445,7 @@ class MeshWarp(Generator):
                 turn = (float(request.pose[0] - source.angles[0]), float(request.pose[1] - source.angles[1]))
                 if max(abs(turn[0]), abs(turn[1])) > self.max_turn + 1e-9:
                     continue
-            shown = np.where(source.shown >= SHOWN, source.shown, 0.0)
+            shown = np.where(source.hinted >= SHOWN, source.hinted, 0.0)
             cost = 4.0 * float(np.hypot(*turn)) + shown[~asked].sum() * 1.0 + shown[asked].sum() * 0.7 + 0.5 * (1 - source.quality)
             if request.pose is None:
                 cost += float(rng.uniform(0, 0.8))  # any pose will do: vary it
@@ -730,7 +748,7 @@ class _Flow:
 
     def warp(self, image: np.ndarray) -> np.ndarray:
         """The source's pixels in their new places."""
-        return np.asarray(cv2.remap(image, self.map_x, self.map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+        return np.asarray(cv2.remap(image, self.map_x, self.map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101))
 
     def skin(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """rows, columns, (n, 3) weights and (n, 3) corners of the pixels of the face's skin."""
