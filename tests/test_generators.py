@@ -387,9 +387,8 @@ def test_the_onset_of_a_smile_is_neither_rest_nor_labelled_so() -> None:
     generator.prepare(replace(o, observations=found, intensity=shown), 0)
     assert {s.index for s in generator._sources} == set(range(24)), "24 to 29 are within .25 s of the smile"
     # Where there is nothing else they serve, and what they may show is unknown.
-    faint = np.tile(0.5 * np.eye(len(AUS), dtype=np.float32)[smile], (6, 1))
     unsure = replace(o.neutral, confidence=0.0)  # type: ignore[type-var]
-    generator.prepare(replace(o, observations=found[24:30], intensity=faint, neutral=unsure), 0)
+    generator.prepare(replace(o, observations=found[24:], intensity=shown[24:], neutral=unsure), 0)
     sample = generator.generate([Request({4: 3.0})])[0]
     assert sample is not None and not sample.known[smile] and sample.known[AUS.index(4)] and sample.known[AUS.index(17)]
 

@@ -27,10 +27,10 @@ from personalize.identity import Identity
 
 ASSET = Path(personalize.__file__).parent / "assets" / "mesh478.npz"
 SHOWN = 0.8
-"""What the base model reads below this is left in a picture as if it were nothing."""
-DOUBTED, ONSET_S = 0.4, 0.25
-"""An AU that the base model reads above this in a frame, or within so many seconds of it, is not labelled absent in the pictures made of
-it: a smile shows before the base sees it."""
+"""What the base model reads below this counts as absent."""
+SURE, ONSET_S = 2.0, 0.25
+"""Where an AU is read so high within so many seconds of a frame, it is coming: a smile shows before the base sees it. What is read lower
+may be misread, and then it is well that pictures say so (docs/choices.md)."""
 SKIN, MOUTH, EYE, AROUND = 0, 1, 2, 3
 _UPPER_INNER = np.array([191, 80, 81, 82, 13, 312, 311, 310, 415])
 _LOWER_INNER = np.array([95, 88, 178, 87, 14, 317, 402, 318, 324])
@@ -197,7 +197,7 @@ class _Source:
     scale: float  # view pixels a canonical unit
     angles: np.ndarray  # pitch and yaw in the view, which is upright, radians
     shown: np.ndarray  # (K,) intensities above the neutral
-    hinted: np.ndarray  # (K,) the most of them within ONSET_S
+    hinted: np.ndarray  # (K,) the same, and where an AU is about to be SURE or was, the most that it is
     activity: float
     quality: float
     light: np.ndarray  # (4,): constant and direction, relative
@@ -268,7 +268,8 @@ class MeshWarp(Generator):
         if not usable:
             self._sources = []
             return
-        hinted = around(shown, [o.timestamp for o in identity.observations], ONSET_S)
+        most = around(shown, [o.timestamp for o in identity.observations], ONSET_S)
+        hinted = np.where(most >= SURE, most, shown)
         strongest = np.where(hinted >= SHOWN, hinted, 0).sum(1)
         order = sorted(usable, key=lambda i: (strongest[i] + 0.3 * shown[i].sum() + 2 * (1 - identity.observations[i].quality), i))
         chosen: list[int] = []
@@ -425,7 +426,7 @@ class MeshWarp(Generator):
         jaw, part, gap, drop = self._mouth(delta, asked)
         target = np.where(asked, wanted, 0.0).astype(np.float32)
         calm = source.activity < 4.0
-        absent = source.hinted < DOUBTED
+        absent = source.hinted < SHOWN
         known = (asked & (delta > -0.5)) | (~asked & absent & calm)  # an expression that is warped away leaves traces
         if absent[_AU25] and absent[_AU26]:
             target[_AU25], target[_AU26] = lips_part(gap), jaw_drop(drop)
