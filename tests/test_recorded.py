@@ -127,3 +127,29 @@ def test_options_are_checked() -> None:
         assert said == f"option present_at of folder is an intensity above 0 and at most 5, not {given}."
     said = line(Path("no such folder"), lambda: parse_source("synthetic=renders?present_at=3"), ConfigError)
     assert said == "'present_at=3' in --data synthetic=renders?present_at=3: synthetic takes no option."
+
+
+def test_a_generator_of_a_loose_file_is_trained(tmp_path: Path, tracked: None, command: Run) -> None:
+    """All three commands that train or judge shipped weights know files with plug-ins."""
+    text(
+        tmp_path / "mine.py",
+        "from pathlib import Path\n"
+        "from personalize.generators import Generator\n"
+        "from personalize.registry import register\n\n"
+        "@register('loose')\n"
+        "class Loose(Generator):\n"
+        "    def __init__(self, size: int = 8): pass\n"
+        "    def prepare(self, identity, seed): pass\n"
+        "    def generate(self, requests): return [None for _ in requests]\n"
+        "    @staticmethod\n"
+        "    def pretrain(recipe, output, data):\n"
+        "        output.mkdir(parents=True)\n"
+        "        (output / 'weights').write_text(str(recipe['generator']['options']['size']))\n"
+        "        return output / 'weights'\n",
+    )
+    words = ["generator.name=loose", "generator.options.size=9"]
+    said = command("generator", "fit", "--plugins", "mine.py", "--output", "made", *words)
+    assert said.code == 0 and (tmp_path / "made" / "weights").read_text() == "9"
+    for verb in ("fit", "evaluate"):
+        said = command("base", verb, "--plugins", "nowhere.py")
+        assert said.code == 2 and said.err == ["error: no such plug-in file: nowhere.py"]
