@@ -1063,6 +1063,21 @@ def test_evaluation_reads_one_person_at_a_time_and_refuses_people_it_learned_fro
     )
 
 
+def test_a_table_says_how_many_frames_no_score_counts(tmp_path, capsys):
+    """A tracker that finds fewer faces must not look better for it; in a run that reads what was tracked before, too."""
+    frames: list[dict[int, float]] = [{}, {12: 3}, {12: 4}, {}]
+    root = disfa(tmp_path / "disfa", {n: frames for n in ("SN003", "SN004")}, levels=[50, 100, 20, 200])
+
+    def read(data: dict[str, np.ndarray], with_neutral: bool) -> np.ndarray:
+        return data["target"].astype(np.float32)
+
+    for _ in range(2):
+        tables = evaluate_sources(read, [("disfa", root)], tmp_path / "cache", np.full(len(AUS), 2.0), fold=1, tracker=Grey())
+        assert all((t["without_face"], t["not_decoded"]) == (2, 0) for t in tables.values())
+        print_tables("disfa", tables["disfa"])
+        assert "disfa: 4 frames of 2 people, fold 1; left out: 2 without a face" in capsys.readouterr().out
+
+
 # --- command line ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -363,10 +363,4 @@ class MixedBatches(Sampler[list[int]]):
                     yield references + pictures
 
 
-def shards_by_subject(dataset: AUDataset, cache: Path, subjects: Sequence[str], tracker: Tracker | None) -> dict[str, list[Path]]:
-    """Subject -> the shards of their sequences, tracked now where they are not."""
-    tracked = track_dataset(dataset, cache, tracker, subjects)
-    return {s: [tracked.paths[c.name] for c in dataset.clips if c.subject == s] for s in subjects}
-
-
 __all__ = ["AUDataModule", "MixedBatches", "MixedRows", "cache_folder", "mixed_loss", "read_shards", "fold_people", "track_dataset"]

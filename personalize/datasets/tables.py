@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputError
 from ..faces import Tracker
 from ..metrics import auc, bootstrap, f1, icc31, mae, pcc
 from . import SYNTHETIC, AUDataset, Source, make_dataset
-from .mixing import fold_people, read_shards, shards_by_subject
+from .mixing import fold_people, read_shards, track_dataset
 
 METRICS = ("f1", "f1_micro", "auc", "icc", "pcc", "mae")
 Reading = Callable[[dict[str, np.ndarray], bool], np.ndarray]
@@ -124,7 +124,9 @@ def print_tables(title: str, table: dict[str, Any]) -> None:
         rows.append([f"mean of {len(table['usual']['aus'])}", None, None, *(table["usual"]["mean"][m] for m in METRICS), None, None])
     folds = f"fold{'s' * (len(table['folds']) > 1)} {', '.join(map(str, table['folds']))}"
     heads = ["AU", "frames", "present %", "F1", "F1-micro", "AUC", "ICC(3,1)", "PCC", "MAE", "F1 a person [95 %]", "ICC a person [95 %]"]
-    ui.table(f"{title}: {table['frames']} frames of {table['subjects']} people, {folds}", heads, rows)
+    lost = [f"{table[key]} {what}" for key, what in (("without_face", "without a face"), ("not_decoded", "not decoded")) if table.get(key)]
+    left_out = f"; left out: {', '.join(lost)}" if lost else ""
+    ui.table(f"{title}: {table['frames']} frames of {table['subjects']} people, {folds}{left_out}", heads, rows)
 
 
 def write_tables(tables: dict[str, dict[str, Any]], path: Path) -> None:
@@ -210,7 +212,8 @@ def _evaluate(
 ) -> dict[str, dict[str, Any]]:
     tested_in = {s: k for k, part in dataset.folds().items() for s in part}
     parts: dict[str, list[Any]] = {k: [] for k in ("plain", "neutral", "target", "mask", "occurrence", "subject", "fold", "has")}
-    shards = shards_by_subject(dataset, cache, subjects, tracker)
+    tracked = track_dataset(dataset, cache, tracker, subjects)
+    shards = {s: [tracked.paths[c.name] for c in dataset.clips if c.subject == s] for s in subjects}
     for subject in ui.progress(subjects, len(subjects), f"Reading {len(subjects)} people of {dataset.name}"):
         data = read_shards(shards[subject], one_neutral=True)
         if not len(data["crop"]):
@@ -237,6 +240,7 @@ def _evaluate(
     def table(prediction: np.ndarray, rows: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
         judged = (prediction[rows], target[rows], joined["mask"][rows], names[rows], fold[rows])
         made = field_tables(*judged, levels, joined["occurrence"][rows], dataset.present_at)
+        made |= {"without_face": tracked.left_out, "not_decoded": tracked.missing}  # which no score counts
         usual = [column(a) for a in dataset.quoted if column(a) in made["aus"]]
         if usual:
             made["usual"] = {"aus": usual, "mean": {m: _mean([made["aus"][a]["mean"][m] for a in usual]) for m in METRICS}}
