@@ -118,9 +118,9 @@ class Reader:
 
             self.own = base.fresh().to(device)
             if profile.delta:
-                if profile.adapter not in registry.available("adapters"):
-                    made_by = profile.plugins.get(f"adapters/{profile.adapter}", "a file that it does not name")
-                    raise ProfileError(f"the profile needs the adapter '{profile.adapter}', of {made_by}: give that file with --plugins.")
+                file = profile.plugins.get(f"adapters/{profile.adapter}", "")
+                if file.endswith(".py") and profile.adapter not in registry.available("adapters"):
+                    raise ProfileError(f"the profile needs the adapter '{profile.adapter}' of {file}: give that file with --plugins.")
                 registry.create("adapters", profile.adapter, profile.adapter_options).restore(self.own, profile.delta)
             self.own.eval()
             self.neutral = {k: v.float().to(device) for k, v in profile.neutral.items()} or None

@@ -322,7 +322,8 @@ def test_mesh_warp_takes_the_frame_wished_for() -> None:
 
     warp: Any = MeshWarp(max_yaw_change=10.0)
     warp._sources = [
-        SimpleNamespace(index=i, angles=np.array([0, yaw, 0]), shown=np.zeros(22), quality=1.0) for i, yaw in ((3, 0), (8, 0.15))
+        SimpleNamespace(index=i, angles=np.array([0, yaw, 0]), shown=np.zeros(22), hinted=np.zeros(22), quality=1.0)
+        for i, yaw in ((3, 0), (8, 0.15))
     ]
 
     def chosen(pose: tuple[float, float, float] | None, source: int | None) -> int:

@@ -431,4 +431,4 @@ def test_a_profile_whose_adapter_is_not_known_says_which_file_has_it() -> None:
     profile = Profile("her", base.name, base.sha256, adapter="gone", delta={"w": torch.zeros(2)}, plugins={"adapters/gone": "gone.py"})
     with pytest.raises(ProfileError) as caught:
         Reader(base, profile)
-    assert str(caught.value) == "the profile needs the adapter 'gone', of gone.py: give that file with --plugins."
+    assert str(caught.value) == "the profile needs the adapter 'gone' of gone.py: give that file with --plugins."

@@ -270,13 +270,13 @@ class MeshWarp(Generator):
             return
         most = around(shown, [o.timestamp for o in identity.observations], ONSET_S)
         hinted = np.where(most >= SURE, most, shown)
-        strongest = np.where(hinted >= SHOWN, hinted, 0).sum(1)
+        strongest, own = (np.where(x >= SHOWN, x, 0).sum(1) for x in (hinted, shown))
         order = sorted(usable, key=lambda i: (strongest[i] + 0.3 * shown[i].sum() + 2 * (1 - identity.observations[i].quality), i))
         chosen: list[int] = []
         turned = {i: identity.observations[i].upright[:2] for i in usable}
         for nearness in (0.08, 0.03, 0.0):  # radians between chosen poses: first a spread, then more of the calmest
             for i in order:
-                calm = strongest[i] <= strongest[order[0]] + 2.0
+                calm = strongest[i] <= strongest[order[0]] + 2.0 and own[i] <= own[order[0]] + 2.0
                 far = all(np.hypot(*(turned[i] - turned[j])) >= nearness for j in chosen)
                 if len(chosen) < self.max_sources and i not in chosen and calm and far:
                     chosen.append(i)
