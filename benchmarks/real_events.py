@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from personalize import engine, registry, ui
 from personalize.aus import AUS, COLUMNS
@@ -25,7 +24,7 @@ from personalize.config import load_recipe
 from personalize.faces import Observation
 from personalize.labels import read_labels
 from personalize.metrics import auc, pcc
-from personalize.reader import Reader, batch_of, blend
+from personalize.reader import Reader
 from personalize.tracks import Survey, observe
 from personalize.video import open_media
 from personalize.weights import load_base
@@ -34,28 +33,10 @@ MOVES = 0.05
 """Standard deviation of expected intensities from which on a branch sees an AU move in a clip."""
 
 
-@torch.inference_mode()
-def branch(reader: Reader, seen: list[Observation], crop: bool) -> np.ndarray:
-    """(N, K) expected intensities of one clip by the crop alone or the landmarks alone; of a person's model gated as its readings are."""
-    read = []
-    for start in range(0, len(seen), 64):
-        batch = batch_of(seen[start : start + 64])
-        off = torch.zeros(len(batch["crop"]), dtype=torch.bool)
-        alone = (off if crop else batch["has_landmarks"], None, ~off if crop else off)
-        maps = reader.net.maps(batch["crop"])
-        base = reader.net.answer(reader.net.project(maps), batch["landmarks"], alone[0], None, *alone[1:])["intensity"].numpy()
-        if reader.own is None or reader.profile is None:
-            read.append(base)
-            continue
-        look = reader.own.project(maps if reader.shared else reader.own.maps(batch["crop"]))
-        own = reader.own.answer(look, batch["landmarks"], alone[0], reader.neutral, *alone[1:])["intensity"].numpy()
-        read.append(blend(base, own, reader.profile.gate, reader.profile.trust))
-    return np.concatenate(read)
-
-
 def agreement(reader: Reader, seen: list[Observation]) -> np.ndarray:
     """(K,) correlation of the two branches, NaN where one of them does not see the AU move."""
-    crop, points = branch(reader, seen, True), branch(reader, seen, False)
+    alone = [reader.read(seen, branch) for branch in ("crop", "landmarks")]
+    crop, points = (r.expected if r.own is None else r.own for r in alone)  # of a person's model gated as its readings are
     moves = (crop.std(0) > MOVES) & (points.std(0) > MOVES)
     return np.array([pcc(crop[:, k], points[:, k]) if moves[k] else np.nan for k in range(len(AUS))])
 

@@ -33,8 +33,8 @@ from .engine import Session
 from .errors import InputError
 from .evaluate import write_json
 from .faces import Observation, Tracker
-from .generate import Cell, Sheet, create_generator, png_info, provenance, sheet_cells
-from .generators import Generator, Request, Sample, ask
+from .generate import Cell, Sheet, answers, create_generator, png_info, provenance, sheet_cells
+from .generators import Generator, Request, Sample
 from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
@@ -135,7 +135,7 @@ class _Timed(Generator):
     """A generator whose answers are kept and whose time is taken."""
 
     def __init__(self, inner: Generator) -> None:
-        self.inner = inner
+        self.inner, self.name = inner, getattr(inner, "name", type(inner).__name__)
         self.reset()
 
     def reset(self) -> None:
@@ -147,7 +147,7 @@ class _Timed(Generator):
 
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         wall, cpu = time.perf_counter(), time.process_time()
-        out = ask(self.inner, requests)
+        out = self.inner.generate(requests)
         self.seconds += time.perf_counter() - wall
         self.cpu += time.process_time() - cpu
         self.made += [s for s in out if s is not None]
@@ -157,9 +157,9 @@ class _Timed(Generator):
 def _in_parts(generator: Generator, requests: Sequence[Request], title: str) -> list[Sample | None]:
     out: list[Sample | None] = []
     with ui.progress(None, len(requests), title) as bar:
-        for start in range(0, len(requests), 16):
-            out += ask(generator, list(requests[start : start + 16]))
-            bar.advance(min(16, len(requests) - start))
+        for _, sample in answers(generator, requests, False):
+            out.append(sample)
+            bar.advance(1)
     return out
 
 

@@ -243,20 +243,17 @@ def read_labels(path: str | Path, clip: str | None = None) -> LabelTable:
     if not body:
         raise InputError(f"label file '{path}' has a header and no rows.")
     body = [(line, cells + [""] * (len(names) - len(cells))) for line, cells in body]
-    whole = [cells for _, cells in body]
+    parse = _Cells(path, decimal_comma, [cells for _, cells in body])
     body, clips = _of_clip(path, names, body, clip)
-    parse = _Cells(path, decimal_comma)
     if all(name in names for name in _SPAN) and any(name in names for name in _VALUE):
-        return _read_spans(path, names, body, whole, parse, clips)
+        return _read_spans(path, names, body, parse, clips)
     if "au" in names and any(name in names for name in ("start_s", "end_s", *_VALUE)):
         missing = [name for name in _SPAN if name not in names] or ["value"]
         raise InputError(f"{path.name} has no column '{missing[0]}'; spans need au,start_s,end_s,value. It has: {', '.join(shown)}.")
-    return _read_frames(path, names, shown, head_line, body, whole, parse, clips)
+    return _read_frames(path, names, shown, head_line, body, parse, clips)
 
 
-def _read_spans(
-    path: Path, names: list[str], body: list[tuple[int, list[str]]], whole: list[list[str]], parse: _Cells, clips: tuple[str, ...]
-) -> LabelTable:
+def _read_spans(path: Path, names: list[str], body: list[tuple[int, list[str]]], parse: _Cells, clips: tuple[str, ...]) -> LabelTable:
     value_name = next(name for name in _VALUE if name in names)
     at = {name: names.index(name) for name in (*_SPAN, value_name)}
     keys: list[tuple[float, float]] = []
@@ -281,19 +278,12 @@ def _read_spans(
     if not values:
         raise _no_au(path, left_out)
     table = np.stack(values)
-    occurrence = np.full(len(AUS), parse.binary(whole, [at[value_name]])) & np.isfinite(table).any(axis=0)
+    occurrence = np.full(len(AUS), parse.binary([at[value_name]])) & np.isfinite(table).any(axis=0)
     return _done(LabelTable(path, "span", keys, table, occurrence, lines, tuple(sorted(left_out)), clips))
 
 
 def _read_frames(
-    path: Path,
-    names: list[str],
-    shown: list[str],
-    head_line: int,
-    body: list[tuple[int, list[str]]],
-    whole: list[list[str]],
-    parse: _Cells,
-    clips: tuple[str, ...],
+    path: Path, names: list[str], shown: list[str], head_line: int, body: list[tuple[int, list[str]]], parse: _Cells, clips: tuple[str, ...]
 ) -> LabelTable:
     kind = next((name for name in _KEYS if name in names), None)
     if "file" in names:
@@ -344,7 +334,7 @@ def _read_frames(
             values[row, AUS.index(au)] = np.nan if failed else value
     occurrence = np.zeros(len(AUS), dtype=bool)
     unmarked = {AUS.index(au): i for au, (scale, i) in chosen.items() if scale == "unmarked"}
-    occurrence[list(unmarked)] = parse.binary(whole, unmarked.values())
+    occurrence[list(unmarked)] = parse.binary(unmarked.values())
     occurrence[[AUS.index(au) for au, (scale, _) in chosen.items() if scale == "occurrence"]] = True
     return _done(LabelTable(path, kind, keys, values, occurrence, [line for line, _ in body], tuple(sorted(left_out)), clips))
 
@@ -359,10 +349,11 @@ def _done(table: LabelTable) -> LabelTable:
 
 @dataclass
 class _Cells:
-    """Reads cells, and says in one line what is wrong with one."""
+    """Reads cells, and says in one line what is wrong with one. rows: those of all clips."""
 
     path: Path
     decimal_comma: bool
+    rows: list[list[str]]
 
     def number(self, cell: str, line: int, name: str) -> float:
         text = cell.strip().replace(",", ".") if self.decimal_comma else cell.strip()
@@ -390,10 +381,10 @@ class _Cells:
             )
         return value
 
-    def binary(self, rows: list[list[str]], columns: Collection[int]) -> bool:
+    def binary(self, columns: Collection[int]) -> bool:
         """Whether these columns say nothing but 0 and 1, in the rows of all clips: whoever grades does so in the whole file. What is no
         value is left to those who read that clip."""
-        for cell in {row[i].strip().lower() for row in rows for i in columns if i < len(row)} - set(_EMPTY):
+        for cell in {row[i].strip().lower() for row in self.rows for i in columns if i < len(row)} - set(_EMPTY):
             try:
                 value = float(cell.replace(",", ".") if self.decimal_comma else cell)
             except ValueError:

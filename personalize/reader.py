@@ -127,21 +127,21 @@ class Reader:
             # The backbone is by far the most work; where the person's is the base's, its maps are computed once for both.
             self.shared = not any("backbone" in key for key in profile.delta)
 
-    def read(self, observations: Sequence[Observation]) -> Reading:
-        """Intensities of some faces, any number."""
-        return Reading.join([self._pass(observations[i : i + _AT_ONCE]) for i in range(0, max(len(observations), 1), _AT_ONCE)])
+    def read(self, observations: Sequence[Observation], branch: str = "fused") -> Reading:
+        """Intensities of some faces, any number. branch: 'fused', or 'crop' or 'landmarks' alone."""
+        return Reading.join([self._pass(observations[i : i + _AT_ONCE], branch) for i in range(0, max(len(observations), 1), _AT_ONCE)])
 
     @torch.inference_mode()
-    def _pass(self, observations: Sequence[Observation]) -> Reading:
+    def _pass(self, observations: Sequence[Observation], branch: str) -> Reading:
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
-        said = _read(self.net, self.net.project(maps), batch)
+        said = _read(self.net, self.net.project(maps), batch, branch)
         expected, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
         base = self.base.report(expected)
         if self.own is None or self.profile is None:
             return Reading(base, None, certainty, expected)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
-        own = blend(expected, _read(self.own, look, batch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
+        own = blend(expected, _read(self.own, look, batch, branch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
         return Reading(base, self.personal(own), certainty, expected, own)
 
     def read_clip(self, observations: Sequence[Observation]) -> Reading:
@@ -176,10 +176,14 @@ class Reader:
         return np.asarray(np.clip(lead_of(own, expected) - self.profile.lead - DAY_LEAD, 0, None), np.float32)
 
 
-def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], neutral: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+def _read(
+    net: AUNet, look: Tensor, batch: dict[str, Tensor], branch: str, neutral: dict[str, Tensor] | None = None
+) -> dict[str, np.ndarray]:
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
-    said = net.answer(look, batch["landmarks"], batch["has_landmarks"], neutral)
+    off = torch.zeros_like(batch["has_landmarks"])
+    has_landmarks, has_crop = off if branch == "crop" else batch["has_landmarks"], off if branch == "landmarks" else None
+    said = net.answer(look, batch["landmarks"], has_landmarks, neutral, None, has_crop)
     return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
 
 

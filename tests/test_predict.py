@@ -18,12 +18,13 @@ import pytest
 import torch
 from conftest import FPS, Clip, Said, expected_of, on_canvas, write_clip
 
-from personalize import predict
+from personalize import predict, registry
 from personalize.aus import AUS
 from personalize.errors import ProfileError
 from personalize.faces import Observation
 from personalize.profile import Profile
-from personalize.reader import Reader, Reading, lasting
+from personalize.reader import Reader, Reading, batch_of, lasting
+from personalize.tracks import observe
 from personalize.video import Frame, open_media
 from personalize.weights import KNOTS, load_base
 
@@ -432,3 +433,26 @@ def test_a_profile_whose_adapter_is_not_known_says_which_file_has_it() -> None:
     with pytest.raises(ProfileError) as caught:
         Reader(base, profile)
     assert str(caught.value) == "the profile needs the adapter 'gone' of gone.py: give that file with --plugins."
+
+
+def test_one_branch_alone_reads_as_the_network_without_the_other(face_clip: Clip) -> None:
+    """Of the base, and of a person's model whose gates are open."""
+    base = load_base()
+    net, tracker = base.net.eval(), registry.create("trackers", "mediapipe", {})
+    seen = [o for _, found in observe(open_media(face_clip.path), tracker) for o in found][:5]
+    tracker.close()
+    batch = batch_of(seen)
+    on = batch["has_landmarks"]
+    assert len(seen) == 5 and on.all()
+    wide = np.full(len(AUS), 5, np.float32)
+    with torch.no_grad():
+        rest = {k: v[:1] for k, v in net.neutral_features(batch["crop"][:1], batch["landmarks"][:1]).items()}
+        person = Profile("her", base.name, base.sha256, neutral=rest, gate=wide / 5, trust=wide)
+        look = net.crop_features(batch["crop"])
+        for branch, has_landmarks, has_crop in (("crop", ~on, on), ("landmarks", on, ~on), ("fused", on, on)):
+            read = Reader(base, person).read(seen, branch)
+            plain, told = (net.answer(look, batch["landmarks"], has_landmarks, n, None, has_crop)["intensity"] for n in (None, rest))
+            np.testing.assert_allclose(read.expected, plain.numpy(), atol=1e-4)
+            assert read.own is not None
+            np.testing.assert_allclose(read.own, told.numpy(), atol=1e-4)
+    assert np.abs(read.expected - Reader(base).read(seen, "crop").expected).max() > 0.01
