@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -14,7 +15,20 @@ import torch
 from personalize import geometry
 from personalize.aus import AUS, COLUMNS
 from personalize.synth import dataset, expression, head
-from personalize.synth.person import SPLITS, WRINKLES, au_matrix, controls, person_seed, probes, topology
+from personalize.synth.person import (
+    AU_ACTIONS,
+    NEIGHBOURS,
+    SPLITS,
+    VARIANTS,
+    WRINKLES,
+    au_matrix,
+    controls,
+    person_actions,
+    person_seed,
+    probes,
+    topology,
+    wrinkle_maps,
+)
 from personalize.synth.render import MOUTH_CAVITY, TEETH, Look, Renderer, Topology, to_srgb
 from personalize.synth.scene import Scene, degrade, occlude
 from personalize.synth.world import World
@@ -531,13 +545,13 @@ def test_a_smile_that_parts_shows_a_row_of_teeth(world, people):
 
 def test_people_move_by_their_own_gain_and_unevenly(people):
     names, moves = controls()
-    left, right = au_matrix()
     k = AUS.index(12)
     gains = np.array([p.gain[k] for p in people])
     assert np.ptp(gains.mean(1)) > 0.02 and (np.abs(gains[:, 0] - gains[:, 1]) > 1e-4).all()
     assert (gains >= 0.45).all() and (gains <= 1.7).all()
     count = moves.shape[1]
     for person in people:
+        left, right = person.actions
         moved = person.mesh(person.activate(_one({12: 5})))[0, :count] - person.neutral[:count]
         expected = np.einsum("c,cvx->vx", left[k] * person.gain[k, 0] + right[k] * person.gain[k, 1], moves)
         assert np.abs(moved - expected).max() < 1e-3
@@ -547,6 +561,62 @@ def test_people_move_by_their_own_gain_and_unevenly(people):
         one, other = (np.linalg.norm(np.einsum("vx->vx", moves[names.index(f"mouthSmile{s}")]), axis=1).argmax() for s in ("Left", "Right"))
         ratio = np.linalg.norm(moved[one]) / np.linalg.norm(moved[other])
         assert ratio == pytest.approx(person.gain[k, 0] / person.gain[k, 1], rel=0.05)
+
+
+def test_people_use_their_own_muscles_for_the_same_au(people):
+    """In the mean as everybody; an AU of one control, with no neighbours, is that control in all; strengths add up to the same."""
+    names = controls()[0]
+    mean = au_matrix()
+    crowd = [person_actions(np.random.default_rng(i)) for i in range(300)]
+    for side in (0, 1):
+        drawn = np.stack([actions[side] for actions in crowd])
+        for au in (5, 14, 16, 22, 43):
+            k = AUS.index(au)
+            plain = not NEIGHBOURS.get(au) and len(AU_ACTIONS[au]) == 1
+            assert not plain or np.array_equal(drawn[:, k], np.repeat(mean[side][None, k], 300, 0))
+        for au, parts in AU_ACTIONS.items():
+            if not set(parts) & set(NEIGHBOURS.get(au, {})):
+                total = np.zeros(300)
+                for part in parts:
+                    for one in (part, *VARIANTS.get(part, ())):
+                        total += drawn[:, AUS.index(au)][:, _rows(one)].sum(1) * (2 if one in names else 1)
+                assert np.allclose(total, sum(parts.values()), atol=1e-4), au
+        k = AUS.index(6)
+        assert np.abs(drawn[:, k].mean(0) - mean[side][k])[_rows("eyeSquint")].max() < 0.05
+        low = drawn[:, k][:, _rows("malarLow")].max(1)
+        assert low.min() < 0.1 and low.max() > 0.9 and low.std() > 0.2  # some push the cheeks up elsewhere
+        assert drawn[:, k][:, _rows("mouthUpperUp")].std() > 0.03
+    rows = _rows("malar") + _rows("chinBoss")
+    for person in people:
+        assert np.abs(person.actions[0] - mean[0])[:, rows].max() > 0.05
+
+
+def test_lines_are_as_individual_as_a_fingerprint():
+    """No two people crease alike, some hardly; yet all crease where the AU acts."""
+    crowd = np.stack([wrinkle_maps(np.random.default_rng(i)) for i in range(40)])
+    for i, au in enumerate(WRINKLES):
+        flat = crowd[:, i].reshape(40, -1)
+        unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+        alike = unit @ unit.T
+        assert 0.01 < np.median(alike[np.triu_indices(40, 1)]) < 0.85, au
+        depth = np.abs(flat).max(1)
+        assert depth.min() > 0.05 and depth.max() / depth.min() > 2, au
+
+
+def test_furrows_are_darker_the_less_sky_they_see(world, people):
+    """Under light from everywhere alone; where skin is smooth nothing changes."""
+    scene = Scene.sample(np.random.default_rng(0))
+    scene.key_colour, scene.fill_colour = np.zeros(3), np.zeros(3)
+    scene.distance, scene.offset = 900.0, np.zeros(2)
+    pictures = []
+    for cavity in (0.0, 0.5):
+        person = dataclasses.replace(people[0], cavity=cavity)
+        still = np.zeros((1, len(controls()[0])), np.float32)
+        shot = next(world.render(person, _one({1: 5, 2: 5}), still, np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32), [scene]))
+        pictures.append(shot.buffers.colour[0].numpy())
+    open_sky, dark = pictures
+    assert (dark <= open_sky + 1e-6).all() and (dark < 0.95 * open_sky).any()
+    assert np.median(dark[open_sky > 0] / open_sky[open_sky > 0]) > 0.97
 
 
 def test_people_rest_differently_and_their_rest_is_no_au(people):

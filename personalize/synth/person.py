@@ -53,6 +53,23 @@ AU_ACTIONS: dict[int, dict[str, float]] = {
 }
 """Which facial actions each AU drives at intensity 5, before the person's gain. AU25 and AU26 are measured on the mesh instead."""
 
+VARIANTS: dict[str, tuple[str, ...]] = {"malar": ("malarOut", "malarLow"), "chinBoss": ("chinHigh", "chinWide")}
+"""Controls that people use instead of, or beside, the one that :data:`AU_ACTIONS` names."""
+
+NEIGHBOURS: dict[int, dict[str, float]] = {
+    1: {"browOuterUp": 0.15, "browDown": 0.1},
+    2: {"browInnerUp": 0.15},
+    4: {"noseSneer": 0.08, "eyeSquint": 0.1},
+    6: {"mouthUpperUp": 0.1, "mouthSmile": 0.05, "browDown": 0.1, "noseSneer": 0.08},
+    7: {"cheekSquint": 0.1, "browDown": 0.08},
+    9: {"mouthUpperUp": 0.15, "eyeSquint": 0.15},
+    12: {"mouthStretch": 0.15, "mouthDimple": 0.15, "mouthUpperUp": 0.1, "mouthPress": 0.08},
+    15: {"mouthStretch": 0.15, "mouthShrugLower": 0.1},
+    17: {"mouthFrown": 0.12, "mouthRollLower": 0.12, "mouthPucker": 0.1, "mouthPress": 0.08},
+    20: {"mouthFrown": 0.12, "mouthLowerDown": 0.1},
+}
+"""What an AU moves besides in some people, either way: standard deviation of its strength at intensity 5."""
+
 WRINKLES = (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 18, 20)
 """AUs that crease the skin; one relief map each."""
 
@@ -107,6 +124,14 @@ def controls() -> tuple[tuple[str, ...], np.ndarray]:
         ("alarRight", blob(-15, 34, 8, 12), (-0.8, -3.6, -0.8)),
         ("malarLeft", blob(36, 27, 17, 13), (0.5, -2.2, -3.4)),
         ("malarRight", blob(-36, 27, 17, 13), (-0.5, -2.2, -3.4)),
+        ("malarOutLeft", blob(45, 23, 14, 14), (-0.8, -2.2, -2.6)),
+        ("malarOutRight", blob(-45, 23, 14, 14), (0.8, -2.2, -2.6)),
+        ("malarLowLeft", blob(33, 37, 18, 13), (0.8, -2.8, -3.0)),
+        ("malarLowRight", blob(-33, 37, 18, 13), (-0.8, -2.8, -3.0)),
+        ("chinHighLeft", blob(0, 93, 15, 9) * side, (0.0, -2.6, -2.6)),
+        ("chinHighRight", blob(0, 93, 15, 9) * (1 - side), (0.0, -2.6, -2.6)),
+        ("chinWideLeft", blob(0, 103, 25, 12) * side, (0.0, -3.6, -1.6)),
+        ("chinWideRight", blob(0, 103, 25, 12) * (1 - side), (0.0, -3.6, -1.6)),
     ):
         names.append(name)
         moves.append(weight[:, None] * np.array(direction, np.float32))
@@ -131,6 +156,30 @@ def au_matrix() -> tuple[np.ndarray, np.ndarray]:
             both = 0.5 if not rows_right else 1.0
             left[AUS.index(au), rows_left] += strength * both
             right[AUS.index(au), rows_right or rows_left] += strength * both
+    return left, right
+
+
+def person_actions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`au_matrix` as one person moves: muscles insert elsewhere and pull at other neighbours in everyone."""
+    names = controls()[0]
+    left, right = (m.copy() for m in au_matrix())
+    for au, parts in AU_ACTIONS.items():
+        k = AUS.index(au)
+        stress = np.exp(rng.normal(0, 0.3, len(parts))) if len(parts) > 1 else np.ones(1)
+        stress *= sum(parts.values()) / float(stress @ list(parts.values()))  # how far in all is the gain's to say
+        for (name, strength), factor in zip(parts.items(), stress, strict=True):
+            chosen = (name, *VARIANTS.get(name, ()))
+            shares = rng.dirichlet([1.0] * len(chosen)) if len(chosen) > 1 else np.ones(1)
+            for one, share in zip(chosen, shares, strict=True):
+                rows_left, rows_right = _sides(one, names)
+                both = 0.5 if not rows_right else 1.0
+                left[k, rows_left] = strength * factor * share * both
+                right[k, rows_right or rows_left] = strength * factor * share * both
+        for name, spread in NEIGHBOURS.get(au, {}).items():
+            strength = float(rng.normal(0, spread)) * (rng.random() < 0.6)
+            rows_left, rows_right = _sides(name, names)
+            left[k, rows_left] += strength
+            right[k, rows_right] += strength
     return left, right
 
 
@@ -173,15 +222,22 @@ def _chart_grid() -> dict[str, np.ndarray]:
     }
 
 
-def _strokes(lines: list[list[tuple[float, float]]], width: float) -> np.ndarray:
-    """Furrows along polylines (mm on the front), Gaussian across with ``width`` mm, deepest value 1."""
+def _furrows(rng: np.random.Generator, lines: list[list[tuple[float, float]]], width: float, depth: float) -> np.ndarray:
+    """Relief in mm of furrows along polylines (mm on the front), each of its own depth, up to ``depth``, and broken in its own way.
+
+    width: mm, standard deviation of their cross-section. What is pressed together to a furrow stands up beside it, more in some people.
+    """
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
     for line in lines:
         path = np.round(chart_points(np.array(line, np.float64)) * 16).astype(np.int32)
-        cv2.polylines(canvas, [path], False, 1.0, 1, cv2.LINE_AA, 4)
+        t = np.linspace(0, 1, len(path) - 1)
+        fade = rng.uniform(0.3, 1.0) * np.clip(0.75 + 0.5 * np.sin(rng.uniform(2, 9) * t + rng.uniform(0, 6.3)), 0.1, 1.0)
+        for i, strength in enumerate(fade):
+            cv2.polylines(canvas, [path[i : i + 2]], False, float(strength), 1, cv2.LINE_AA, 4)
     sigma = max(width / 0.82, 0.6)
-    blurred = cv2.GaussianBlur(canvas, (0, 0), sigma)
-    return blurred / max(float(blurred.max()), 1e-6)
+    cut, beside = cv2.GaussianBlur(canvas, (0, 0), sigma), cv2.GaussianBlur(canvas, (0, 0), 2.5 * sigma)
+    cut /= max(float(cut.max()), 1e-6)
+    return np.asarray(depth * (float(rng.uniform(0, 0.6)) * beside / max(float(beside.max()), 1e-6) - cut), np.float32)
 
 
 def _bump(x: float, y: float, sx: float, sy: float) -> np.ndarray:
@@ -194,61 +250,110 @@ def _bump(x: float, y: float, sx: float, sy: float) -> np.ndarray:
     return total
 
 
+def _pebbles(rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """A field of bumps and pits about ``sigma`` texels across, of unit variance; in some people pits alone."""
+    field = cv2.GaussianBlur(rng.normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32), (0, 0), sigma)
+    field /= field.std()
+    return -1.3 * np.maximum(-field - 0.3, 0) if rng.random() < 0.3 else field
+
+
 def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
-    """(len(WRINKLES), T, T) relief in mm that each AU adds at full strength on this person."""
+    """(len(WRINKLES), T, T) relief in mm that each AU adds at full strength on this person.
+
+    Where skin folds is as individual as a fingerprint: lines may be many, few or none, long or short, and the same AU may show as a fold in
+    one person and as a bulge in another. A model that is to read strangers must not learn one drawing of any AU by heart.
+    """
 
     def both(lines: list[list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
-        return lines + [[(-x, y) for x, y in line] for line in lines]
+        return lines + [[(-x + j(0.5), y + j(0.5)) for x, y in line] for line in lines]
 
     def j(scale: float = 1.5) -> float:
         return float(rng.normal(0, scale))
 
-    furrow = float(rng.uniform(0.9, 1.5))
+    def u(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    def furrows(lines: list[list[tuple[float, float]]], width: float, depth: float) -> np.ndarray:
+        return _furrows(rng, lines, width, depth * u(0.4, 1.4))
+
+    furrow = u(0.7, 1.6)
     maps: dict[int, np.ndarray] = {}
-    rows = int(rng.integers(2, 5))
-    levels = [-34 - 8.5 * i + j() for i in range(rows)]
-    centre_lines = [[(x, y - 2.5 * (1 - (x / 30) ** 2) + j(0.7)) for x in np.linspace(-24, 24, 9)] for y in levels]
-    maps[1] = -1.3 * _strokes(centre_lines, furrow)
-    side_lines = both([[(x, y - 3 + 0.006 * (x - 34) ** 2 + j(0.6)) for x in np.linspace(16, 50, 8)] for y in levels])
-    maps[2] = -1.2 * _strokes(side_lines, furrow)
-    gx = 5 + abs(j(1.5))
-    glabella = both([[(gx + 0.05 * abs(y + 22), y) for y in np.linspace(-32, -10, 6)]])
+    rows, first, gap, sag = int(rng.integers(1, 6)), -33 + j(), u(6.5, 10.5), u(-1, 5)
+    levels = [first - gap * i + j() for i in range(rows)]
+    half = u(14, 30)
+    maps[1] = furrows([[(x, y - sag * (1 - (x / 30) ** 2) + j(0.7)) for x in np.linspace(-half, half, 9)] for y in levels], furrow, 1.4)
+    inner, outer, bow = u(8, 22), u(40, 54), u(0.002, 0.01)
+    maps[2] = furrows(
+        both([[(x, y - 3 + bow * (x - 34) ** 2 + j(0.6)) for x in np.linspace(inner, outer, 8)] for y in levels]), furrow, 1.3
+    )
+    gx, lean, top = 5 + abs(j(1.8)), u(-0.05, 0.2), u(-36, -26)
+    glabella = both([[(gx + lean * abs(y + 22) + j(0.3), y) for y in np.linspace(top, -10 + j(2), 6)]])
+    glabella = glabella[: int(rng.choice([1, 2], p=[0.15, 0.85]))]
     if rng.random() < 0.4:
         glabella.append([(j(1), y) for y in np.linspace(-30, -12, 5)])
-    maps[4] = -1.6 * _strokes(glabella, furrow) + 0.9 * _bump(12, -20, 7, 7)
-    fans = int(rng.integers(3, 5))
-    crow = both([[(48 + 3.2 * t, -3.5 + 4.8 * i + (i - fans / 2 + 0.5) * t * 1.3 + j(0.5)) for t in range(5)] for i in range(fans)])
-    under = both([[(x, 15 + 7 * (1 - ((x - 31) / 17) ** 2) ** 1 * 0.6 + j(0.4)) for x in np.linspace(18, 46, 8)]])
-    maps[6] = -1.3 * _strokes(crow, furrow * 0.9) - 2.0 * _strokes(under, furrow * 1.2) + 3.2 * _bump(36, 31, 14, 8)
-    lower = both([[(x, 10.5 + 2.5 * (1 - ((x - 32) / 13) ** 2) + j(0.3)) for x in np.linspace(20, 44, 7)]])
-    maps[7] = -0.8 * _strokes(lower, 0.9) + 0.5 * _bump(32, 9, 10, 2.5)
-    nose = both([[(3 + 2.2 * t, 2 + 5 * i - 1.2 * t) for t in range(4)] for i in range(3)])
-    bridge = [[(x, -4 - 4 * i + j(0.3)) for x in np.linspace(-7, 7, 5)] for i in range(2)]
-    wing = both([[(14 + 0.9 * i, 31 + 2.3 * i) for i in range(7)]])
-    # Each set of strokes on its own: where lines cross, the sum would take the depth from the rest.
-    maps[9] = (
-        -2.1 * _strokes(nose, furrow * 0.9)
-        - 0.9 * _strokes(bridge, furrow)
-        - 1.2 * _strokes(wing, furrow * 1.2)
-        + 1.3 * _bump(11, 18, 5, 9)
+    if rng.random() < 0.4:
+        glabella += both([[(gx + 5 + j(0.5) + 0.4 * t, -13 - 2.2 * t) for t in range(5)]])
+    maps[4] = furrows(glabella, furrow, 1.7) + u(0.2, 1.6) * _bump(12 + j(2), -20 + j(2), u(5, 9), u(5, 9))
+    fans, fan, apart, reach = int(rng.integers(0, 7)), u(0.4, 1.9), u(2.8, 5.5), u(1.6, 4.2)
+    bend, x0, y0 = j(0.06), u(44, 52), u(-7, 2)
+    crow = [
+        [(x0 + reach * t, y0 + apart * i + (i - fans / 2 + 0.5) * t * fan + bend * t * t + j(0.5)) for t in range(5)] for i in range(fans)
+    ]
+    pouch, low, arc = u(16, 22), u(11, 20), u(2, 7)
+    under = both([[(x, low + arc * (1 - ((x - 31) / 17) ** 2) + j(0.4)) for x in np.linspace(pouch, u(38, 50), 8)]])
+    crinkle = []
+    for _ in range(int(rng.integers(0, 6))):
+        start, high, long = u(18, 42), u(7, 19), u(6, 18)
+        crinkle.append([(start + long * t, high + 2.5 * t * (1 - t) * 2 + u(-1, 2) * t) for t in np.linspace(0, 1, 5)])
+    high_fold = both([[(16 + 1.3 * i + j(0.3), 34 + 3.2 * i) for i in range(5)]])
+    maps[6] = (
+        furrows(both(crow), furrow * u(0.6, 1.1), 1.5)
+        + furrows(under, furrow * u(0.9, 1.6), rng.choice([0.0, 2.0], p=[0.2, 0.8]))
+        + furrows(both(crinkle), 0.8, 0.9)
+        + furrows(high_fold, furrow, rng.choice([0.0, 0.8]))
+        + u(0.6, 4.2) * _bump(36 + j(4), 31 + j(3.5), u(9, 19), u(5, 12))
+        + u(0.0, 1.0) * _bump(31 + j(2), 12 + j(1.5), u(8, 13), u(2.5, 5))
     )
-    fold = both([[(17 + 1.6 * i + 0.12 * i * i, 38 + 4.2 * i + j(0.3)) for i in range(8)]])
-    short = both([[(16.5 + 1.1 * i, 36 + 3.2 * i) for i in range(7)]])
-    maps[10] = -1.1 * _strokes(short, furrow * 1.1)
-    maps[12] = -1.5 * _strokes(fold, furrow * 1.1) + 1.2 * _bump(38, 44, 11, 9)
-    dimple = both([[(32 + abs(j(0.6)), y) for y in np.linspace(66, 79, 5)]])
-    maps[14] = -1.8 * _strokes(dimple, 1.6)
-    corner = both([[(26 + 0.5 * i, 78 + 3.4 * i) for i in range(6)]])
-    maps[15] = -1.3 * _strokes(corner, furrow) + 0.6 * _bump(31, 84, 5, 6)
-    pebbles = cv2.GaussianBlur(rng.normal(0, 1, (TEXTURE, TEXTURE)).astype(np.float32), (0, 0), 2.3)
-    pebbles /= pebbles.std()
-    mental = [[(x, 89 + 0.012 * x * x + j(0.3)) for x in np.linspace(-15, 15, 9)]]
-    maps[17] = 0.8 * pebbles * _bump(0, 102, 16, 10) - 2.0 * _strokes(mental, furrow * 1.2) + 1.2 * _bump(0, 101, 13, 8)
-    lip = [[(x * 1.12, y + 9 * s) for y, s in ((66, -0.6), (66, 0.0))] for x in np.linspace(-14, 14, 8)]
-    lip += [[(x * 1.08, y) for y in (85, 91)] for x in np.linspace(-12, 12, 7)]
-    maps[18] = -0.8 * _strokes(lip, 0.9)
-    stretch = both([[(35 + 1.0 * i, 70 + 4.5 * i) for i in range(5)]])
-    maps[20] = -0.9 * _strokes(stretch, furrow * 1.2)
+    lower = both([[(x, 10.5 + j(0.8) + 2.5 * (1 - ((x - 32) / 13) ** 2)) for x in np.linspace(u(18, 24), u(38, 46), 7)]])
+    maps[7] = furrows(lower, u(0.7, 1.3), 0.9) + u(0.1, 0.9) * _bump(32, 9, 10, 2.5)
+    count, steep, step = int(rng.integers(1, 5)), u(0.4, 2.2), u(3.5, 6)
+    nose = both([[(3 + 2.2 * t + j(0.3), u(-1, 4) + step * i - steep * t) for t in range(4)] for i in range(count)])
+    bridge = [[(x, -4 - 4 * i + j(0.5)) for x in np.linspace(-7, 7, 5)] for i in range(int(rng.integers(0, 4)))]
+    wing = both([[(14 + j(0.6) + 0.9 * i, 31 + 2.3 * i) for i in range(7)]])
+    # Each set of furrows on its own: where lines cross, the sum would take the depth from the rest.
+    maps[9] = (
+        furrows(nose, furrow * 0.9, 2.1)
+        + furrows(bridge, furrow, 0.9)
+        + furrows(wing, furrow * 1.2, 1.2)
+        + u(0.5, 1.8) * _bump(11 + j(1.5), 18 + j(2), u(4, 7), u(7, 11))
+    )
+    curl = u(0.04, 0.2)
+    fold = both([[(17 + j(0.3) + 1.6 * i + curl * i * i, 38 + 4.2 * i + j(0.3)) for i in range(int(rng.integers(6, 10)))]])
+    short = both([[(16.5 + 1.1 * i + j(0.3), 36 + 3.2 * i) for i in range(int(rng.integers(5, 9)))]])
+    maps[10] = furrows(short, furrow * 1.1, 1.2)
+    maps[12] = furrows(fold, furrow * u(0.9, 1.5), 1.6) + u(0.4, 1.8) * _bump(38 + j(3), 44 + j(3), u(8, 14), u(7, 12))
+    if rng.random() < 0.35:  # a second bow further out
+        maps[12] += furrows(both([[(30 + 1.3 * i + curl * i * i, 46 + 4.2 * i + j(0.4)) for i in range(6)]]), furrow, 1.0)
+    dimple = both([[(32 + abs(j(1.2)), y) for y in np.linspace(u(62, 69), u(75, 82), 5)]])
+    maps[14] = furrows(dimple, u(1.2, 2.2), 1.9)
+    corner = both([[(26 + j(0.8) + u(0, 1) * i, 78 + 3.4 * i) for i in range(6)]])
+    maps[15] = furrows(corner, furrow, 1.4) + u(0.1, 1.0) * _bump(31 + j(1.5), 84 + j(1.5), u(4, 7), u(5, 8))
+    depth, bow, wide = u(85, 92), u(-0.006, 0.024), u(8, 20)
+    mental = [[(x, depth + bow * x * x + j(0.3)) for x in np.linspace(-wide, wide, 9)]]
+    if rng.random() < 0.15:
+        mental.append([(j(0.4), y) for y in np.linspace(97, 110, 5)])  # a cleft
+    beside = both([[(24 + u(-3, 4) + 0.6 * i + j(0.3), 84 + 3.4 * i) for i in range(5)]])
+    maps[17] = (
+        u(0.15, 1.1) * _pebbles(rng, u(1.3, 3.6)) * _bump(j(1), 101 + j(2), u(11, 20), u(7, 12))
+        + furrows(mental, furrow * u(0.9, 1.7), rng.choice([0.0, 2.0], p=[0.15, 0.85]))
+        + furrows(beside, furrow, rng.choice([0.0, 0.7], p=[0.6, 0.4]))
+        + u(0.0, 2.0) * _bump(0, 101 + j(2), u(9, 16), u(6, 10))
+    )
+    lip = [[(x * 1.12, y + 9 * s) for y, s in ((66, -0.6), (66, 0.0))] for x in np.linspace(-14, 14, int(rng.integers(4, 10)))]
+    lip += [[(x * 1.08, y) for y in (85, 91)] for x in np.linspace(-12, 12, int(rng.integers(3, 8)))]
+    maps[18] = furrows(lip, 0.9, 0.9)
+    stretch = both([[(35 + j(1.5) + 1.0 * i, 70 + 4.5 * i) for i in range(5)]])
+    maps[20] = furrows(stretch, furrow * 1.2, 1.0)
     return np.stack([maps[au] for au in WRINKLES]).astype(np.float32)
 
 
@@ -367,8 +472,9 @@ class Person:
     """One synthetic person. V counts the vertices of the shared topology, C the facial controls.
 
     neutral: (V, 3) mm, the face at rest. rest: (C,) control values at rest (what neutral already contains). gain: (K, 2) how far each AU
-    moves the left and right half, 1 is average. crease: (len(WRINKLES),) strength of each crease; maps: their relief, (W, T, T) mm;
-    static: (T, T) mm relief at rest. albedo: (T, T, 4). habits: co-activations, AU -> {AU: ratio}.
+    moves the left and right half, 1 is average; actions: two (K, C), which controls it moves there (:func:`person_actions`).
+    crease: (len(WRINKLES),) strength of each crease; maps: their relief, (W, T, T) mm; static: (T, T) mm relief at rest; cavity: share of
+    the light that a furrow loses for each mm of its depth. albedo: (T, T, 4). habits: co-activations, AU -> {AU: ratio}.
     """
 
     seed: int
@@ -378,6 +484,7 @@ class Person:
     neutral: np.ndarray
     rest: np.ndarray
     gain: np.ndarray
+    actions: tuple[np.ndarray, np.ndarray]
     crease: np.ndarray
     maps: np.ndarray
     static: np.ndarray
@@ -390,6 +497,7 @@ class Person:
     frame: np.ndarray
     gloss: float
     shine: float
+    cavity: float
     neckline: float
     wears: tuple[str, ...]
 
@@ -410,7 +518,7 @@ class Person:
         gain[shut] = np.maximum(gain[shut], 1.0)  # everybody can close their eyes
         wrinkled = np.interp(age, [18, 35, 60, 80], [0.5, 0.7, 1.0, 1.2])
         crease = (wrinkled * np.exp(rng.normal(0, 0.45, len(WRINKLES)))).clip(0.12, 1.7).astype(np.float32)
-        maps = wrinkle_maps(rng)
+        maps = wrinkle_maps(np.random.default_rng([seed, 7010]))
         permanent = np.interp(age, [18, 35, 60, 80], [0.02, 0.10, 0.35, 0.55]) * np.exp(rng.normal(0, 0.5, len(WRINKLES))).clip(0.1, 2.5)
         permanent[[WRINKLES.index(a) for a in (9, 14, 15, 17, 18, 20)]] *= 0.3
         static = np.einsum("w,wij->ij", permanent.astype(np.float32) * crease / wrinkled, maps) + 0.05 * _smooth_noise(rng, 1.0)
@@ -444,6 +552,7 @@ class Person:
             neutral=_dress(vertices, h, wears).astype(np.float32),
             rest=rest,
             gain=gain,
+            actions=person_actions(np.random.default_rng([seed, 7009])),
             crease=crease,
             maps=maps,
             static=static.astype(np.float32),
@@ -457,13 +566,14 @@ class Person:
             frame=rng.uniform(0.01, 0.25, 3) * rng.choice([0.2, 1.0]),
             gloss=float(rng.uniform(0.05, 0.5)),
             shine=float(rng.uniform(8, 35)),
+            cavity=float(np.exp(rng.uniform(np.log(0.08), np.log(0.6)))),
             neckline=float(rng.uniform(135, 200)),
             wears=wears,
         )
 
     def activate(self, aus: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
         """(T, K) AU intensities 0-5 (AU25, AU26 ignored) and (T, C) further control values to (T, C) control values above rest."""
-        left, right = au_matrix()
+        left, right = self.actions
         share = np.clip(aus / 5.0, 0, 1)
         values = share * self.gain[:, 0] @ left + share * self.gain[:, 1] @ right
         values = values if extra is None else values + extra

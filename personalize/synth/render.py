@@ -111,6 +111,7 @@ class Look:
     frame: wp.vec3
     hair: wp.vec3
     relief: float  # strength of the height map
+    cavity: float  # how much darker it is down there: share of the sky that a furrow loses for each mm
 
 
 @wp.func
@@ -225,7 +226,7 @@ def _shade(  # type: ignore[no-untyped-def]
             bare = look.relief * (1.0 - t[3])  # hair and caps do not crease
             n = wp.normalize(n - (tu * (du / mm_u) + tv * (dv / mm_v)) * bare)
             # Furrows see less of the sky.
-            open_air = wp.clamp(1.0 + 0.22 * bare * wp.min(h0, 0.0), 0.55, 1.0)
+            open_air = wp.clamp(1.0 + look.cavity * bare * wp.min(h0, 0.0), 0.4, 1.0)
         lid = lids[face[0]] * w0 + lids[face[1]] * w1 + lids[face[2]] * w2
         if m == 0:
             base = _mix(base, wp.vec3(0.03, 0.02, 0.02), wp.clamp(lid * 1.35 - 0.35, 0.0, 0.8))

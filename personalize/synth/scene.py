@@ -157,7 +157,7 @@ class Scene:
         rng = np.random.default_rng(self.background_seed + 5)
         look.cloth, look.neckline = vec(rng.uniform(0.01, 0.6, 3)), person.neckline
         look.teeth, look.frame, look.hair = vec(person.teeth), vec(person.frame), vec(person.hair)
-        look.relief = 1.0
+        look.relief, look.cavity = 1.0, person.cavity
         return look
 
     def background(self, size: int) -> np.ndarray:
