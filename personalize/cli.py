@@ -79,7 +79,8 @@ def _neutral_option(p: argparse.ArgumentParser) -> None:
 def _demo(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", metavar="DIR", default="demo_output", help="where to write (default: demo_output)")
     p.add_argument("--recipe", metavar="R", default="default", help="recipe name or YAML file (default: default)")
-    p.add_argument("--seed", metavar="N", type=int, default=0, help="which synthetic person (default: 0)")
+    p.add_argument("--people", metavar="N", type=int, default=3, help="how many synthetic people (default: 3)")
+    p.add_argument("--seed", metavar="N", type=int, default=0, help="which synthetic person is the first (default: 0)")
     _plugins_option(p)
 
 
@@ -220,7 +221,7 @@ def _identities(action: str, name: bool) -> Setup:
 
 _SAME_KEYS = ("tracker", "generator", "buffer", "adapter", "base")
 VERBS: dict[str, Verb] = {
-    "demo": Verb("the main job on a synthetic person, offline", "demo:run", _demo, True),
+    "demo": Verb("the main job on synthetic people, offline", "demo:run", _demo, True),
     "fit": Verb(
         "learn one person from a clip: writes runs/NAME/vK with the profile and a report",
         "engine:fit_command",

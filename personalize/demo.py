@@ -1,6 +1,6 @@
-"""``personalize demo``: the main job from end to end, offline, on a synthetic person whose every expression is known exactly.
+"""``personalize demo``: the main job from end to end, offline, on synthetic people whose every expression is known exactly.
 
-The person is rendered into two real video files, a calm clip to learn from and a lively one of another day. Then the very functions of
+Each is rendered into two real video files, a calm clip to learn from and a lively one of another day. Then the very functions of
 ``fit`` and ``predict`` run on these files, and their readings are compared with the truth.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,23 +20,25 @@ from .bench import align, film
 from .errors import ConfigError
 from .synth.clips import Clip, read_truth
 
+if TYPE_CHECKING:
+    from .weights import Base
+
 NAME = "demo"
 MOVES = 1.0
 """An AU counts as moving in a clip where its true intensity spans at least this."""
 _SIZE = 240
+_COMPARED = ["ICC base", "ICC personal", "MAE base", "MAE personal"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """``personalize demo``. args: output, seed, recipe, plugins, overrides."""
-    from . import engine
-    from .base import load_base
+    """``personalize demo``. args: output, people, seed, recipe, plugins, overrides."""
     from .config import load_recipe, one_device
-    from .predict import predict
-    from .profile import Profile, next_version
-    from .reader import Reader
-    from .video import open_media
+    from .profile import next_version
+    from .weights import load_base
 
     started = time.perf_counter()
+    if args.people < 1:
+        raise ConfigError(f"--people must be at least 1, not {args.people}.")
     if args.seed > 900_000:
         raise ConfigError(f"--seed must be at most 900000, not {args.seed}.")
     recipe = load_recipe(args.recipe, args.overrides, "fit")
@@ -44,36 +46,26 @@ def run(args: argparse.Namespace) -> int:
     base = load_base(recipe["base"])
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    support, query = clips_of(args.seed)
-    ui.info("1/4 filming a person nobody has seen: 20 s to learn from, 10 s of another day to be read")
-    store = folder / "clips"
-    film((support, query), store, args)
-    ui.info("2/4 personalize fit: learning the person from the first clip")
-    run_dir = next_version(folder / "runs", NAME)
-    engine.fit(open_media(support.path(store)), recipe, run_dir, NAME)
-    ui.info("3/4 personalize predict: reading the second clip with the base and with the person's profile")
-    reader = Reader(base, Profile.load(run_dir, base_name=base.name, base_sha256=base.sha256))
-    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
-    media = open_media(query.path(store))
-    try:
-        table, person = predict(media, reader, tracker, overlay=folder / "overlay.mp4")
-    finally:
-        tracker.close()
-    table.write(folder / "query_aus.csv", reader.thresholds, base.thresholds, person)
-    ui.info("4/4 comparing with what the face really did")
-    frames, before, after = readings_of(table.rows, person)
-    count = len({int(row[1][0]) for row in table.rows})
-    truth = align(read_truth(media.path), frames, count)
-    scores = [
-        scoring.evaluate({NAME: values}, {NAME: truth}, {NAME: levels})
-        for values, levels in ((before, base.thresholds), (after, reader.thresholds))
-    ]
-    show(scores[0], scores[1], truth, f"{len(frames)} of {count} frames, people and light not seen before")
-    picture(folder / "result.png", _pictures(media, frames, truth), before, after, truth, frames)
-    run_name = run_dir.parent
-    ui.info(f"done in {time.perf_counter() - started:.0f} s; everything is in {folder}:")
+    pairs = [clips_of(args.seed + i) for i in range(args.people)]
+    who = "a person" if args.people == 1 else f"{args.people} people"
+    ui.info(f"1/{args.people + 1} filming {who} nobody has seen: 20 s to learn from, 10 s of another day to be read")
+    film([clip for pair in pairs for clip in pair], folder / "clips", args)
+    runs: list[Path] = []
+    means: list[list[Any]] = []
+    for i, (support, query) in enumerate(pairs):
+        name = NAME if i == 0 else f"{NAME}{i + 1}"
+        ui.info(f"{i + 2}/{args.people + 1} {name}: personalize fit on the first clip, personalize predict on the second")
+        runs.append(next_version(folder / "runs", name))
+        table = one_person(support.path(folder / "clips"), query.path(folder / "clips"), recipe, base, runs[-1], folder if i == 0 else None)
+        means.append([name, *next(row[1:2] + row[3:] for row in table if row[0] == "mean")])
+    if len(means) > 1:
+        whole = ["mean", f"{len(means)} people", *map(float, np.nanmean([row[2:] for row in means], axis=0))]
+        ui.table("All of them, where AUs move", ["person", "AUs", *_COMPARED], [*means, whole])
+    ui.info("ICC: agreement, 1 is perfect, higher is better. MAE: mean error on the scale of 0-5, lower is better.")
+    ui.info(verdict(means))
+    ui.info(f"done in {time.perf_counter() - started:.0f} s; everything is in {folder}, of the first person:")
     for file, what in (
-        (run_dir / "report.html", "what the fit did and how far to trust it"),
+        (runs[0] / "report.html", "what the fit did and how far to trust it"),
         (folder / "overlay.mp4", "the second clip with the readings drawn in"),
         (folder / "result.png", "base, personalised and truth side by side"),
         (folder / "query_aus.csv", "the readings, one row a frame"),
@@ -82,8 +74,43 @@ def run(args: argparse.Namespace) -> int:
     ui.info("next, on a clip of your own (10 s or more, mostly at ease), then on any other clip of the same person:")
     ui.info("  personalize fit --identity CLIP.mp4 --name NAME")
     ui.info("  personalize predict --input OTHER.mp4 --profile runs/NAME --overlay overlay.mp4")
-    ui.info(f"  (this person's profile is {run_name})")
+    ui.info(f"  (the first person's profile is {runs[0].parent})")
     return 0
+
+
+def one_person(support: Path, query: Path, recipe: dict[str, Any], base: Base, run_dir: Path, show_in: Path | None) -> list[list[Any]]:
+    """Fit to ``support``, read ``query``; the rows of the table (:func:`table_rows`).
+
+    show_in: where the overlay, the picture and the readings go, and the table is printed; None: nothing is kept but the run.
+    """
+    from . import engine
+    from .predict import predict
+    from .profile import Profile
+    from .reader import Reader
+    from .video import open_media
+
+    engine.fit(open_media(support), recipe, run_dir, run_dir.parent.name)
+    reader = Reader(base, Profile.load(run_dir, base_name=base.name, base_sha256=base.sha256))
+    tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
+    media = open_media(query)
+    try:
+        table, person = predict(media, reader, tracker, overlay=show_in / "overlay.mp4" if show_in else None)
+    finally:
+        tracker.close()
+    frames, before, after = readings_of(table.rows, person)
+    count = len({int(row[1][0]) for row in table.rows})
+    truth = align(read_truth(query), frames, count)
+    scores = [
+        scoring.evaluate({NAME: values}, {NAME: truth}, {NAME: levels})
+        for values, levels in ((before, base.thresholds), (after, reader.thresholds))
+    ]
+    rows = table_rows(scores[0], scores[1], truth)
+    if show_in:
+        note = f"{len(frames)} of {count} frames, people and light not seen before"
+        ui.table(f"Base beside personalised, against the truth: {note}", ["AU", "", "truth up to", *_COMPARED], rows)
+        table.write(show_in / "query_aus.csv", reader.thresholds, base.thresholds, person)
+        picture(show_in / "result.png", _pictures(media, frames, truth), before, after, truth, frames)
+    return rows
 
 
 def clips_of(seed: int) -> tuple[Clip, Clip]:
@@ -129,23 +156,15 @@ def table_rows(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray)
     return rows
 
 
-def show(before: dict[str, Any], after: dict[str, Any], truth: np.ndarray, note: str) -> None:
-    """The table on stdout."""
-    columns = ["AU", "", "truth up to", "ICC base", "ICC personal", "MAE base", "MAE personal"]
-    rows = table_rows(before, after, truth)
-    ui.table(f"Base beside personalised, against the truth: {note}", columns, rows)
-    ui.info("ICC: agreement, 1 is perfect, higher is better. MAE: mean error on the scale of 0-5, lower is better.")
-    ui.info(verdict(rows))
-
-
-def verdict(rows: list[list[Any]]) -> str:
-    """What the table says in a sentence, and that it is one person's. rows: of :func:`table_rows`."""
-    icc, personal_icc, mae, personal_mae = next(row[3:] for row in rows if row[0] == "mean")
+def verdict(means: list[list[Any]]) -> str:
+    """What the tables say in a sentence, and that it is an anecdote. means: a row for each person, the last four columns as compared."""
+    icc, personal_icc, mae, personal_mae = np.nanmean([row[-4:] for row in means], axis=0)
     good = [name for name, gain in (("ICC", personal_icc - icc), ("mean error", mae - personal_mae)) if gain > 0.005]
     bad = [name for name, gain in (("ICC", icc - personal_icc), ("mean error", personal_mae - mae)) if gain > 0.005]
     words = [f"{' and '.join(names)} {how}" for names, how in ((good, "better"), (bad, "worse")) if names] or ["nothing changed"]
+    whom, few = ("For this person", "One person is") if len(means) == 1 else (f"For these {len(means)} people", "So few are")
     return (
-        f"For this person, where AUs move: {', '.join(words)}. One person is an anecdote: "
+        f"{whom}, where AUs move: {', '.join(words)}. {few} an anecdote: "
         "docs/results.md has what was found over many, personalize bench measures it."
     )
 

@@ -38,8 +38,11 @@ def still_life(frames: int = 30) -> np.ndarray:
     ],
 )
 def test_the_verdict_says_when_it_got_worse(means: list[float], said: str) -> None:
-    rows = [["AU06", "", 3.0, 0.1, 0.9, 0.9, 0.1], ["mean", "1 that move", None, *means], ["others", "", None, None, None, 0.1, 0.2]]
-    assert demo.verdict(rows).startswith(f"For this person, where AUs move: {said} One person is an anecdote: ")
+    assert demo.verdict([["demo", "1 that move", *means]]).startswith(
+        f"For this person, where AUs move: {said} One person is an anecdote: "
+    )
+    several = [["demo", "", *(m + 0.1 for m in means)], ["demo2", "", *(m - 0.1 for m in means)], ["demo3", "", *[np.nan] * 4]]
+    assert demo.verdict(several).startswith(f"For these 3 people, where AUs move: {said} So few are an anecdote: ")
 
 
 def test_table_holds_what_moves_and_the_error_of_the_rest() -> None:
@@ -105,12 +108,20 @@ def test_demo_for_real(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from personalize.cli import main
 
     folder = tmp_path / "out"
-    code = main(["demo", "--output", str(folder), "optim.max_steps=8", "generator.samples=24", "rounds=1"])
+    code = main(["demo", "--people", "2", "--output", str(folder), "optim.max_steps=8", "generator.samples=24", "rounds=1"])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert "ICC personal" in said.out and "personalize fit --identity" in said.err
+    assert said.out.count("ICC personal") == 2 and "All of them" in said.out and "personalize fit --identity" in said.err
+    assert "For these 2 people" in said.err and (folder / "runs/demo2/v1/profile/manifest.json").is_file()
     for name in ("overlay.mp4", "result.png", "query_aus.csv", "runs/demo/v1/report.html", "runs/demo/v1/profile/manifest.json"):
         assert (folder / name).stat().st_size > 0, name
     truth = read_truth(demo.clips_of(0)[1].path(folder / "clips"))
     rows = list(csv.DictReader((folder / "query_aus.csv").open()))
     assert len({r["frame"] for r in rows}) == len(truth) == 125
+
+
+def test_demo_of_nobody(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from personalize.cli import main
+
+    assert main(["demo", "--people", "0", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: --people must be at least 1, not 0.\n"
