@@ -304,21 +304,28 @@ def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
     net.shift_std.copy_(torch.from_numpy(shift.std(0).clip(0.004) + 0.004))
 
 
-def first_weights(recipe: dict[str, Any], train: dict[str, np.ndarray]) -> AUNet:
-    """The network that training starts from: random weights, or those of the base that the recipe's ``start`` names, as they were
-    standardised. Raises ConfigError where that is another network than the recipe's."""
-    net = AUNet(**recipe["model"])
+def started_from(recipe: dict[str, Any]) -> Base | None:
+    """The base that the recipe's ``start`` names; None for random weights. Raises ConfigError where it is another network."""
     if not recipe["start"]:
-        standardise(net, train)
-        return net
-    started = load_base(recipe["start"])
-    other = [key for key in net.config if key != "landmark_share" and net.config[key] != started.net.config[key]]
+        return None
+    base = load_base(recipe["start"])
+    asked = AUNet(**recipe["model"]).config
+    other = [key for key in asked if key != "landmark_share" and asked[key] != base.net.config[key]]
     if other:
         raise ConfigError(
-            f"start: base model '{started.name}' has another network than model.{other[0]} of the recipe asks for: set it as in its card, "
+            f"start: base model '{base.name}' has another network than model.{other[0]} of the recipe asks for: set it as in its card, "
             f"or leave start empty."
         )
-    net.load_state_dict({**started.net.state_dict(), "landmark_share": net.landmark_share})
+    return base
+
+
+def first_weights(recipe: dict[str, Any], train: dict[str, np.ndarray], begun: Base | None) -> AUNet:
+    """The network that training starts from: random weights, or those of :func:`started_from`, as they were standardised."""
+    net = AUNet(**recipe["model"])
+    if begun is None:
+        standardise(net, train)
+    else:
+        net.load_state_dict({**begun.net.state_dict(), "landmark_share": net.landmark_share})
     return net
 
 
@@ -345,7 +352,8 @@ def fit(
     sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
         Source(SYNTHETIC, data_folder or folder / "renders")
     ]
-    data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])  # a folder that is wrong is told first
+    begun = started_from(recipe)  # a base or a folder that is wrong is told before anything is rendered
+    data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
     folder.mkdir(parents=True, exist_ok=True)
     with ranks.first_goes_ahead():
         for source in sources:
@@ -355,13 +363,13 @@ def fit(
         train, validation = data.train_arrays(), data.validation_arrays()
     for line in dataset.describe(labels(train)).splitlines():
         ui.info(line)
-    earlier = load_base(recipe["start"]).card.get("untaught", []) if recipe["start"] else COLUMNS
+    earlier = COLUMNS if begun is None else begun.card.get("untaught", [])
     taught: np.ndarray = np.any(train["mask"], axis=0)
     untaught = [name for k, name in enumerate(COLUMNS) if not taught[k] and name in earlier]
     if untaught:
         ui.warn(f"no source codes {', '.join(untaught)}: the model learns nothing of them. Add --data synthetic, or another source.")
     work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
-    net = first_weights(recipe, train)
+    net = first_weights(recipe, train, begun)
 
     rank = 0
 
@@ -395,7 +403,7 @@ def fit(
     truth = intensities(validation)
     # The picture that serves as the neutral is judged in none of the tables.
     judged = ~np.isin(np.arange(len(truth)), list(references(validation).values()))
-    named = _learned_from(data.card(), recipe["start"])
+    named = _learned_from(data.card(), begun)
     only_synthetic = named["sources"] == [SYNTHETIC]
     held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
     held += f"; started from {recipe['start']}" if recipe["start"] else ""
@@ -428,9 +436,9 @@ def fit(
     return path
 
 
-def _learned_from(named: dict[str, Any], start: str) -> dict[str, Any]:
+def _learned_from(named: dict[str, Any], begun: Base | None) -> dict[str, Any]:
     """``named`` (:meth:`AUDataModule.card`), with what the base that training started from had learned from, and whom."""
-    earlier = load_base(start).card.get("data_sources", {}) if start else {}
+    earlier = {} if begun is None else begun.card.get("data_sources", {})
     together = {key: list(dict.fromkeys([*named[key], *earlier.get(key, ())])) for key in ("sources", "people")}
     return {**named, **together, "people": sorted(together["people"])}
 

@@ -161,7 +161,7 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     lacks = []
     if neutral is not None and neutral_at is None:
         remedy = "add a photograph of the calm face" if media.still else "name a calm moment with --neutral SECONDS"
-        busy = [c for c, trusted in zip(COLUMNS, neutral.trusted / neutral.plenty, strict=True) if trusted < 0.5]
+        busy = [c for c, calm in zip(COLUMNS, neutral.calm, strict=True) if calm < 0.5]
         if len(busy) > len(AUS) // 2:
             what = {"image": "the picture hardly shows", "folder": "the pictures hardly show"}.get(media.kind, "the clip hardly shows")
             lacks.append(f"{what} the face at rest, so little is personalised; {remedy}")

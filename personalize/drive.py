@@ -113,7 +113,7 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
             calm = calm_frames(values[present], shown[neutral.indices])
             offsets = offsets_at(values[present][calm], neutral.trusted, reader.base)
             values = without_rest(values, offsets).astype(np.float64)
-    if neutral is None or neutral.trusted.mean() < 0.5 * neutral.plenty:
+    if neutral is None or neutral.calm.mean() < 0.5:
         ui.warn(f"{media.name} hardly shows its face at rest: what this face always shows is taken for expression")
     intensity, weight = smoothed(stamps, values, present, AU_SPAN_S)
     poses, _ = smoothed(stamps, turn - middle, present, POSE_SPAN_S)

@@ -55,6 +55,11 @@ class Neutral:
         """(K,) 0-1, how far it tells what each AU looks like at rest."""
         return np.asarray(self.confidence * self.resting, np.float32)
 
+    @property
+    def calm(self) -> np.ndarray:
+        """(K,) 0-1, the same but for how few frames it was seen in: one calm photograph is calm."""
+        return self.trusted / self.plenty
+
 
 @dataclass
 class Identity:

@@ -24,9 +24,11 @@ from personalize.base import (
     _learned_from,
     best_thresholds,
     first_weights,
+    fit,
     fit_readout,
     read_renders,
     scores,
+    started_from,
     views_of,
 )
 from personalize.config import load_recipe
@@ -376,21 +378,27 @@ def test_training_starts_from_a_base_that_is_there() -> None:
     shipped = load_base().net
     recipe = load_recipe("base", ["start=base-s"])
     recipe["model"]["landmark_share"] = 0.1
-    net = first_weights(recipe, {})
+    net = first_weights(recipe, {}, started_from(recipe))
     assert net.landmark_share.tolist() == pytest.approx([0.1] * K), "the recipe's own"
     for name, value in shipped.state_dict().items():
         assert name == "landmark_share" or torch.equal(net.state_dict()[name], value), name
     data = made()
-    fresh = first_weights({**recipe, "start": ""}, data)
+    fresh = first_weights(recipe, data, started_from({**recipe, "start": ""}))
     assert torch.allclose(fresh.landmark_mean, torch.from_numpy(data["landmarks"].astype(np.float32)).mean(0), atol=1e-3)
     with pytest.raises(ConfigError) as error:
-        first_weights(load_recipe("base", ["start=base-s", "model.width=64"]), {})
+        started_from(load_recipe("base", ["start=base-s", "model.width=64"]))
     assert str(error.value) == (
         "start: base model 'base-s' has another network than model.width of the recipe asks for: "
         "set it as in its card, or leave start empty."
     )
     with pytest.raises(ProfileError, match="no base model at nowhere.safetensors"):
-        first_weights(load_recipe("base", ["start=nowhere"]), {})
+        started_from(load_recipe("base", ["start=nowhere"]))
+
+
+def test_a_wrong_start_is_told_before_anything_is_rendered(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        fit(load_recipe("base", ["start=base-s", "model.width=64"]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_base_knows_whom_it_learned_from_before(tmp_path: Path) -> None:
@@ -401,7 +409,7 @@ def test_a_base_knows_whom_it_learned_from_before(tmp_path: Path) -> None:
     save_base(first, base.net, {**base.card, "data_sources": earlier})
     now = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002"]}
     both = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002", "disfa/SN003"]}
-    assert _learned_from(now, str(first)) == both and _learned_from(now, "") == now
+    assert _learned_from(now, load_base(str(first))) == both and _learned_from(now, None) == now
     alone = {"sources": ["synthetic"], "fold": None, "people": []}
-    assert _learned_from(alone, str(first))["sources"] == ["synthetic", "disfa"], "no longer of synthetic people alone"
-    assert _learned_from(alone, "base-s") == alone
+    assert _learned_from(alone, load_base(str(first)))["sources"] == ["synthetic", "disfa"], "no longer of synthetic people alone"
+    assert _learned_from(alone, load_base()) == alone
