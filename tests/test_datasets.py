@@ -115,6 +115,10 @@ def test_disfa_rows_are_frames_and_labels_go_by_au_number(tmp_path, warned):
     assert not records[0].occurrence.any() and len(list(data)) == 6 and not warned
     text(root / "Videos_LeftCamera" / "LeftVideoSN002_comp.csv", "of another program")
     assert {r.path.name for r in make_dataset("disfa", root)} == {"LeftVideoSN001_comp.avi", "LeftVideoSN002_comp.avi"}
+    own = root / "Videos_LeftCamera" / "SN001"
+    own.mkdir()
+    (root / "Videos_LeftCamera" / "LeftVideoSN001_comp.avi").rename(own / "LeftVideoSN001_comp.avi")
+    assert {r.path.parent.name for r in make_dataset("disfa", root)} == {"SN001", "Videos_LeftCamera"}, "a folder each, in some copies"
 
 
 def test_disfa_in_other_spellings_unzipped_twice_and_the_right_camera(tmp_path, warned):
@@ -443,6 +447,9 @@ def test_affwild2_lines_are_pictures_from_one(tmp_path, warned):
     by_three = make_dataset("affwild2", tmp_path, every=3)
     assert [r.path.name for r in by_three] == ["00001.jpg", "00001.jpg", "00004.jpg"]
     assert cache_folder(by_three, tmp_path) != cache_folder(data, tmp_path)
+    text(labels / "Train_Set" / "video1_left.txt", header + row + row + "\n" + row)
+    found = make_dataset("affwild2", tmp_path, every=1).records(data.clips[-1])
+    assert [r.path.name for r in found] == ["00001.jpg", "00004.jpg"], "a blank line is a frame as well"
     text(labels / "Train_Set" / "video1_left.txt", header + row * 20)
     assert len(make_dataset("affwild2", tmp_path, every=1).records(data.clips[-1])) == 3
     assert warned[-1] == "affwild2: 17 of 20 labelled frames of video1_left have no picture and are left out"

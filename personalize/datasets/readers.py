@@ -64,7 +64,8 @@ class DISFA(AUDataset):
         root = self._root("ActionUnit_Labels")
         labels = self._need(root, "ActionUnit_Labels")
         filmed = self._need(root, f"Videos_{self.camera}Camera", f"Video_{self.camera}Camera")
-        files = [p for p in sorted(filmed.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
+        places = [filmed, *(f for f in folders(filmed) if re.fullmatch(r"SN\d{3}", f.name, re.I))]  # some copies have a folder each
+        files = [p for place in places for p in sorted(place.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
         videos = {m.group().upper(): p for p in files if (m := re.search(r"SN\d{3}", p.name, re.I))}
         empty, unfilmed = [], []
         for folder in folders(labels):
@@ -508,8 +509,9 @@ class AffWild2(AUDataset):
         if not columns or not rows[0][1][0].casefold().startswith("au"):
             raise InputError(f"{path.name}: no header of AUs. Expected 'AU1,AU2,AU4 ...' and then a line a frame.")
         # Pictures count from 1; frames without a face have none, and so one video may lack many.
-        coded = range(1, len(rows))
-        if not files.keys() & coded:
+        # A line that is blank is a frame that nobody coded.
+        coded = [line - rows[0][0] for line, _ in rows[1:]]
+        if files.keys().isdisjoint(coded):
             given = f"none of the frames {span(coded)} of {clip.name} has a picture (pictures {span(files)})"
             raise InputError(f"affwild2: {given}. Copy both again.")
         out, lost = [], 0
