@@ -102,7 +102,7 @@ def polygon(points: np.ndarray, grow: int = 0) -> np.ndarray:
 def test_fields_are_the_synthetic_heads_displacements() -> None:
     """The stored fields against the head's controls, put together here from the world's own person."""
     from personalize.synth import head
-    from personalize.synth.person import Person, controls, topology
+    from personalize.synth.person import Person, au_matrix, controls, topology
 
     mesh = load_mesh()
     with np.load(mesh_warp.ASSET) as data:
@@ -113,7 +113,7 @@ def test_fields_are_the_synthetic_heads_displacements() -> None:
         return np.asarray(np.einsum("nkx,nk->nx", vertices[topology().faces[triangle]], weights))
 
     person = Person.from_seed(3)
-    person.gain[:] = 1.0
+    person.gain[:], person.actions = 1.0, au_matrix()
     person.rest[:] = 0.0
     pose = geometry.fit_pose(points(h.vertices).astype(np.float32))
     assert mesh.unit == pytest.approx(pose.scale, rel=1e-4)
@@ -251,15 +251,31 @@ def test_open_mouth_is_dark_inside() -> None:
     assert sample.image[y, x].mean() < 0.7 * sample.image[lip[1], lip[0]].mean()
 
 
+def test_teeth_stand_side_by_side() -> None:
+    """Where a closed mouth opens, crowns are brighter than what is between them, and that is no wider than it is in people."""
+    sample = make({12: 3.0, 25: 5.0})
+    points = observe(sample.image).image_landmarks
+    pose = geometry.fit_pose(observe(view()).image_landmarks)
+    line = np.round(points[13, 1] + 0.4 * (points[14, 1] - points[13, 1])).astype(int)
+    middle = observe(view()).image_landmarks[[13, 14], 0].mean()
+    row = sample.image[line - 1 : line + 1].mean((0, 2))
+
+    def at(mm: float) -> float:
+        return float(np.mean([np.interp(middle + side * mm * pose.scale / load_mesh().unit, np.arange(len(row)), row) for side in (-1, 1)]))
+
+    for crown, gap in ((4.3, 0.0), (4.3, 8.6), (11.9, 8.6)):
+        assert at(crown) > 1.03 * at(gap), (crown, gap)
+
+
 def test_parted_lips_and_jaw_are_measured() -> None:
     """AU25 and AU26 of the answer by the world's rule; AU10 alone parts the lips."""
-    from personalize.synth.person import Person
+    from personalize.synth.person import Person, au_matrix
 
     sample = make({25: 3.0, 26: 2.0})
     assert sample.target[AUS.index(26)] == pytest.approx(2.0, abs=0.35)
     assert sample.target[AUS.index(25)] == pytest.approx(3.0, abs=0.7)
     person = Person.from_seed(3)
-    person.gain[:] = 1.0
+    person.gain[:], person.actions = 1.0, au_matrix()
     aus = np.zeros((1, len(AUS)), np.float32)
     aus[0, AUS.index(10)] = 5
     lips, jaw = person.measure(person.mesh(person.activate(aus)))

@@ -58,6 +58,13 @@ _ROWS = 16384  # that cv2.remap takes at once: it refuses 32767
 _AU25, _AU26, _AU43 = AUS.index(25), AUS.index(26), AUS.index(43)
 
 
+_TEETH_MM = np.array([0.0, 8.6, 15.2, 22.4, 27.5, 31.5, 60.0])
+"""From the middle outwards, where one upper tooth ends and the next begins, as seen from the front (crowns of incisors and canines are
+8.6, 6.6 and 7.6 mm wide: Wheeler's Dental Anatomy, table 1-1; those behind are seen from the side)."""
+_SHORTER_MM = np.array([0.0, 0.9, 0.2, 1.2, 1.8, 2.4])
+"""By how much each ends above the middle ones."""
+
+
 @dataclass(frozen=True)
 class Mesh:
     """The shipped asset. N = 478 points, K AUs. Canonical units (geometry.canonical) unless said otherwise.
@@ -562,13 +569,23 @@ class MeshWarp(Generator):
         line = source.points[[13, 14], 1].mean() + rigid[[13, 14], 1].mean()
         middle = source.points[[13, 14], 0].mean() + rigid[[13, 14], 0].mean()
         width = 0.5 * abs(float(source.points[_CORNERS[1], 0] - source.points[_CORNERS[0], 0]))
+        pixels = source.scale / load_mesh().unit  # to a millimetre
+        away = np.abs(x - middle) / pixels
+        tooth = np.searchsorted(_TEETH_MM[1:-1], away)
+        across = np.abs(2 * (away - _TEETH_MM[tooth]) / (_TEETH_MM[tooth + 1] - _TEETH_MM[tooth]) - 1).clip(0, 1)
         edge = line + 0.035 * source.scale - 0.5 * np.square((x - middle) / max(width, 1.0)) * 0.05 * source.scale
+        edge = edge - pixels * (_SHORTER_MM[tooth] + 0.8 * across**4)
+        # Between two teeth and under the lip it is darker; of what is narrower than a pixel, only its share is seen.
+        between = np.abs(away[..., None] - _TEETH_MM[:-1]).min(-1)
+        gap_mm = max(0.35, 0.5 / pixels)
+        lit = 1 - 0.28 * (0.35 / gap_mm) * np.exp(-0.5 * np.square(between / gap_mm)) - 0.06 * across**2
+        lit *= 1 - 0.35 * np.exp(-np.clip(y - ring[:, 1].min(), 0, None) / (1.5 * pixels))
         teeth = 1 / (1 + np.exp(np.clip((y - edge) / 0.55, -30, 30)))
         fade = np.clip(1.25 - np.abs(x - middle) / max(width, 1.0), 0, 1)
         tone = self._teeth if self._teeth is not None else self._guess_teeth(source)
         depth = np.clip((y - ring[:, 1].min()) / max(gap, 1.0), 0, 1)[..., None]
         cavity = lip * np.array([0.42, 0.26, 0.25]) * (0.55 + 0.7 * depth**2)
-        inside = cavity + (teeth * np.minimum(fade * 1.3, 1))[..., None] * (np.minimum(tone * 0.9, 245) - cavity)
+        inside = cavity + (teeth * np.minimum(fade * 1.3, 1))[..., None] * (np.minimum(tone * 0.9, 245) * lit[..., None] - cavity)
         out = image.astype(np.float32)
         a = alpha[rows, columns][..., None]
         out[rows, columns] = out[rows, columns] * (1 - a) + a * inside
