@@ -200,15 +200,27 @@ def lead_of(own: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def lasting(intensity: np.ndarray, times: Sequence[float]) -> np.ndarray:
     """(N, K) the highest mean over :data:`LASTING_S` around a moment within as long around it, of intensities (N, K) of one face at rising
-    ``times`` (N,), seconds. Pieces of a clip that are :data:`GAP_S` apart are taken for themselves."""
+    ``times`` (N,), seconds. Pieces of a clip that are :data:`GAP_S` apart are taken for themselves; between frames that come unevenly, as a
+    telephone films them or as some of a clip are kept, intensities are taken to go straight."""
     out = np.array(intensity, np.float64)
-    steps = np.diff(np.asarray(times, np.float64))
+    stamps = np.asarray(times, np.float64)
+    steps = np.diff(stamps)
     ends = [0, *(np.flatnonzero((steps > GAP_S) | (steps <= 0)) + 1).tolist(), len(out)]
     for start, end in zip(ends[:-1], ends[1:], strict=True):
         if end - start > 1:
-            half = int(LASTING_S / 2 / float(np.median(steps[start : end - 1])) + 0.05)  # times are rounded to milliseconds
-            out[start:end] = _around(_around(out[start:end], half).mean(-1), half).max(-1)
+            at, own = stamps[start:end], steps[start : end - 1]
+            step = float(np.median(own))
+            half = int(LASTING_S / 2 / step + 0.05)  # times are rounded to milliseconds
+            even = np.linspace(at[0], at[-1], round((at[-1] - at[0]) / step) + 1) if np.ptp(own) > 0.1 * step + 0.002 else at
+            values = out[start:end] if even is at else _straight(even, at, out[start:end])
+            values = _around(_around(values, half).mean(-1), half).max(-1)
+            out[start:end] = values if even is at else _straight(at, even, values)
     return out
+
+
+def _straight(at: np.ndarray, times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(N, K) values at ``times`` (N,) to (M, K) at ``at`` (M,), straight between them."""
+    return np.stack([np.interp(at, times, column) for column in values.T], 1)
 
 
 def _around(values: np.ndarray, half: int) -> np.ndarray:

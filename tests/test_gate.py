@@ -230,6 +230,19 @@ def test_what_lasts_against_scipy() -> None:
     assert np.array_equal(lasting(y[:1], [3.0]), y[:1])
 
 
+def test_what_lasts_is_the_same_where_frames_come_unevenly() -> None:
+    """A telephone that drops frames sees the same: straight courses, so that nothing is lost between two frames."""
+    t = np.arange(200) * 0.04
+    course = np.interp(t, [0, 2, 2.6, 3.4, 4, 8], [0, 0, 3, 3, 0, 0.5])[:, None] * np.linspace(0.5, 1, K)
+    whole = lasting(course, t.tolist())
+    rng = np.random.default_rng(0)
+    kept = np.sort(np.r_[0, 199, rng.choice(np.arange(1, 199), 120, replace=False)])
+    seen = lasting(course[kept], t[kept].tolist())
+    assert np.abs(seen - whole[kept]).max() < 0.16
+    bunched = np.r_[0:100, 100:200:5]  # by the frame, not by the second, .4 s would be 2 s in the second half
+    assert np.abs(lasting(course[bunched], t[bunched].tolist()) - whole[bunched]).max() < 0.16
+
+
 def test_what_shows_for_a_moment_is_rest_and_what_lasts_is_not() -> None:
     y = np.full((100, 1), 0.5)
     y[20], y[60:80] = 1.5, 1.5  # a frame's tremble, and 0.8 s
