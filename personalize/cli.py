@@ -386,6 +386,10 @@ def _run(name: str, args: argparse.Namespace) -> int:
 
         for file in args.plugins:
             load_file(file)
+    if VERBS[name].recipe and getattr(args, "recipe", None) and not getattr(args, "resume", None):
+        from .config import check_keys
+
+        check_keys(args.recipe, args.overrides)  # before the libraries that a verb needs are loaded, which takes seconds
     module, _, function = VERBS[name].target.partition(":")
     result = getattr(importlib.import_module(f"{__package__}.{module}"), function)(args)
     return int(result or 0)

@@ -266,12 +266,29 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
     Raises ConfigError in one line, with the nearest known name: unknown recipe, key, plug-in or option; wrong type; malformed YAML; a
     recipe of another kind.
     """
-    layers = _chain(name_or_path)
-    found = layers[0]["kind"]
+    resolved, reference = _resolved(name_or_path, overrides)
+    found = reference["kind"]
     if kind is not None and found != kind:
         raise ConfigError(
             f"recipe {name_or_path} is of kind '{found}', and this command takes one of kind '{kind}', as {REFERENCES[kind]} is."
         )
+    plain = _plain(_checked(resolved, reference))
+    if plain["kind"] != found:
+        raise ConfigError(f"recipe {name_or_path} is of kind '{found}', which an override cannot change.")
+    assert isinstance(plain, dict)
+    return plain
+
+
+def check_keys(name_or_path: str | Path, overrides: Iterable[str]) -> None:
+    """Raise the ConfigError that :func:`load_recipe` would for a key that no plug-in has to say anything about, without their libraries:
+    whoever mistypes one is told at once."""
+    resolved, reference = _resolved(name_or_path, overrides)
+    _checked_plain(resolved, reference)
+
+
+def _resolved(name_or_path: str | Path, overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe inherited, overridden and resolved, not yet checked; and the reference of its kind."""
+    layers = _chain(name_or_path)
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer, is_file=True)
@@ -281,11 +298,7 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
     except OmegaConfBaseException as problem:
         raise ConfigError(f"recipe {name_or_path}: {one_line(problem)}") from problem
     assert isinstance(resolved, dict)
-    plain = _plain(_checked({str(key): value for key, value in resolved.items()}, layers[0]))
-    if plain["kind"] != layers[0]["kind"]:
-        raise ConfigError(f"recipe {name_or_path} is of kind '{layers[0]['kind']}', which an override cannot change.")
-    assert isinstance(plain, dict)
-    return plain
+    return {str(key): value for key, value in resolved.items()}, layers[0]
 
 
 def one_device(recipe: Mapping[str, Any], verb: str) -> None:
@@ -444,21 +457,31 @@ def _deep(old: Any, new: Any) -> Any:
 
 def _checked(recipe: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """The recipe with every key and value checked against its reference, plug-ins and the Trainer."""
-    for key in recipe:
-        if key not in reference:
-            raise ConfigError(_unknown_top(key, reference))
+    plain = _checked_plain(recipe, reference)
     result: dict[str, Any] = {}
     for key, model in reference.items():
         value = recipe.get(key)
-        if key == "regularizers":
+        if key in plain:
+            result[key] = plain[key]
+        elif key == "regularizers":
             result[key] = _checked_regularizers(value)
         elif key == "trainer":
             result[key] = fill(_trainer_fields(), _section(key, value), "trainer", "trainer key", complete=False)
-        elif key in PLUGIN_SECTIONS and isinstance(model, dict) and "options" in model:
-            result[key] = _checked_plugin(key, PLUGIN_SECTIONS[key], value, model)
         else:
-            result[key] = _like(model, value, key)
+            result[key] = _checked_plugin(key, PLUGIN_SECTIONS[key], value, model)
     return result
+
+
+def _checked_plain(recipe: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """What of the recipe is no plug-in's and not the Trainer's, checked against its reference."""
+    for key in recipe:
+        if key not in reference:
+            raise ConfigError(_unknown_top(key, reference))
+
+    def others(key: str, model: Any) -> bool:
+        return key in ("regularizers", "trainer") or (key in PLUGIN_SECTIONS and isinstance(model, dict) and "options" in model)
+
+    return {key: _like(model, recipe.get(key), key) for key, model in reference.items() if not others(key, model)}
 
 
 def _unknown_top(key: str, reference: dict[str, Any]) -> str:

@@ -389,3 +389,15 @@ def test_table_is_not_squeezed_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> 
     table("T", ("AU", "ICC"), [("AU06 " + "x" * 100, 0.12345), ("mean", float("nan"))])
     out = capsys.readouterr().out
     assert "AU06 " + "x" * 100 in out and "0.123" in out and " -" in out
+
+
+def test_a_mistyped_key_is_told_before_the_libraries_are_loaded() -> None:
+    """In a process of its own: here they are loaded already."""
+    code = (
+        "import sys\nfrom personalize.cli import main\n"
+        "assert main(['fit', '--identity', 'a.mp4', 'optim.lrr=3']) == 2\n"
+        "assert not {'torch', 'lightning', 'cv2'} & set(sys.modules)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = "error: unknown optim key 'lrr'. Did you mean 'lr'? There is: batch_size, lr, max_steps, weight_decay.\n"
+    assert (said.returncode, said.stderr) == (0, line)
