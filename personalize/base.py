@@ -352,7 +352,9 @@ def fit(
     sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
         Source(SYNTHETIC, data_folder or folder / "renders")
     ]
-    begun = started_from(recipe)  # a base or a folder that is wrong is told before anything is rendered
+    # What is wrong is told before anything is rendered.
+    ranks.refuse_own(recipe["trainer"], ranks.BY_EPOCHS, "base fit")
+    begun = started_from(recipe)
     data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
     folder.mkdir(parents=True, exist_ok=True)
     with ranks.first_goes_ahead():

@@ -8,6 +8,7 @@ it was, and so that the ranks of a distributed run find the same samples.
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import os
@@ -104,7 +105,10 @@ def fit(
         seen_by = {"clip": media.sha256(), "face": face, "base": base.sha256, "tracker": recipe["tracker"]}
         for number in range(recipe["rounds"]):
             if not (work / f"samples-{number}.safetensors").exists() and recipe["generator"]["samples"] > 0:
-                session.generate(generator, tracker, number, seen_by)
+                made = session.generate(generator, tracker, number, seen_by)
+                if not made and generator.makes_pictures and number == 0:
+                    notes.append(no_pictures(recipe, found.scheme))
+                    ui.warn(notes[-1])
             (work / f"ready-{number}").touch()
             session.train(number)
             if not session.improved(number):
@@ -130,6 +134,7 @@ def trainer_of(recipe: dict[str, Any], loggers: Any, ours: list[L.Callback]) -> 
     }
     if flags.get("logger") in (True, None):
         flags.pop("logger", None)
+    ranks.refuse_own(recipe["trainer"], {"use_distributed_sampler": ""}, "fit")
     if str(flags.get("precision", "")) in ("bf16-true", "16-true", "64-true", "64"):
         raise ConfigError(f"trainer.precision={flags['precision']} would change the model's own numbers: use bf16-mixed, 16-mixed or 32.")
     callbacks = ours + list(flags.get("callbacks") or [])
@@ -138,6 +143,15 @@ def trainer_of(recipe: dict[str, Any], loggers: Any, ours: list[L.Callback]) -> 
         return L.Trainer(**{**defaults, **flags, "callbacks": callbacks, "use_distributed_sampler": False})
     except (MisconfigurationException, ValueError, TypeError) as problem:
         raise ConfigError(f"flags of the trainer: {ui.one_line(problem)}") from problem
+
+
+def no_pictures(recipe: dict[str, Any], scheme: str) -> str:
+    """What to say of a generator that answered no request. scheme: of the tracker's points."""
+    why = "" if scheme == "mesh478" else f": those of tracker {recipe['tracker']['name']} are not the 478 points that most generators need"
+    return (
+        f"generator {recipe['generator']['name']} made none of {recipe['generator']['samples']} pictures{why}; "
+        "the fit learns from the clip's calm frames, labels and rehearsal alone"
+    )
 
 
 class Session:
@@ -158,6 +172,8 @@ class Session:
                 f"with adapter {recipe['adapter']['name']} the profile takes some {size:.1f} MB, more than profile.max_mb={most:g}: "
                 "raise that, or take a smaller adapter (lora)."
             )
+        # What regularizers hold it to, in every round: the base, with an adapter that has not moved.
+        self.unmoved = copy.deepcopy(self.net)
         self.delta: dict[str, Tensor] = {}
         self.score = -np.inf
         self.rounds: list[dict[str, Any]] = []
@@ -173,9 +189,9 @@ class Session:
         self.evidence: gate.Evidence | None = None
         self.prepared = False
 
-    def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any]) -> None:
+    def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any]) -> bool:
         """Make the samples of a round, what the clip lacks and the base is weak in, then what is still held-out error; or take those that
-        an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same."""
+        an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same. False where there are none."""
         weak = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
             weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
@@ -191,7 +207,7 @@ class Session:
             generator.restart(number)
             samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
             if samples is None:
-                return
+                return False
             kept.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
             try:
@@ -211,6 +227,7 @@ class Session:
         shutil.copy2(kept / SAMPLES, self.work / f"samples-{number}.safetensors")
         for old in sorted(kept.parent.glob("[!.]*"), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+        return True
 
     def _write_pictures(self, pictures: list[tuple[np.ndarray, str]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,11 +299,11 @@ class Session:
         for key, options in recipe["regularizers"].items():
             made: Regularizer = registry.create("regularizers", key, options)
             if isinstance(made, ParameterRegularizer):
-                batches = [buffer.sample(16) for _ in range(4)]
-                made.start(self.net, batches, predict=predict)
+                batches = (buffer.sample(16) for _ in range(max(len(buffer) // 16, 1)))  # as many as it asks for
+                made.start(self.unmoved, batches, predict=predict)
                 made.check_stiffness(recipe["optim"]["lr"], adaptive=True)
             else:
-                made.start(self.net, predict)  # type: ignore[attr-defined]
+                made.start(self.unmoved, predict)  # type: ignore[attr-defined]
             regularizers[key] = made
         optim = recipe["optim"]
         module = PersonalModule(

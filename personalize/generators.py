@@ -57,7 +57,12 @@ class Sample:
 
 
 class Generator(ABC):
-    """Base class of generators. The signature of ``__init__`` is the plug-in's configuration; keep it typed and cheap."""
+    """Base class of generators. The signature of ``__init__`` is the plug-in's configuration; keep it typed and cheap.
+
+    makes_pictures: False for one that answers every request with None on purpose; of others a fit says so.
+    """
+
+    makes_pictures: bool = True
 
     @abstractmethod
     def prepare(self, identity: Identity, seed: int) -> None:

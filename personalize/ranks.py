@@ -14,10 +14,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import ConfigError
+
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
+BY_EPOCHS = {
+    "max_epochs": "optim.epochs", "logger": "", "enable_checkpointing": "", "enable_model_summary": "", "enable_progress_bar": "",
+    "gradient_clip_val": "", "use_distributed_sampler": "", "callbacks": "",
+}  # fmt: skip
+"""Flags of the Trainer that trainings of shipped weights set themselves, and the keys of a recipe that say it instead."""
 
 
 def by_torchrun() -> bool:
@@ -41,6 +48,13 @@ def trainer_flags(flags: dict[str, Any], all_reached: bool = False) -> dict[str,
     if several and not all_reached and flags.get("strategy", "auto") in ("auto", "ddp", None):
         flags["strategy"] = "ddp_find_unused_parameters_true"
     return flags
+
+
+def refuse_own(flags: dict[str, Any], own: dict[str, str], verb: str) -> None:
+    """Raise ConfigError for a flag of the Trainer that a command sets itself. own: flag -> the key that says it instead, or ''."""
+    for flag, instead in own.items():
+        if flag in flags:
+            raise ConfigError(f"trainer.{flag} is for personalize {verb} to set{f': use {instead}' if instead else ''}.")
 
 
 def tell_run(run_dir: Path) -> None:

@@ -401,6 +401,19 @@ def test_a_wrong_start_is_told_before_anything_is_rendered(tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("trainer.max_epochs=2", "trainer.max_epochs is for personalize base fit to set: use optim.epochs."),
+        ("trainer.logger=true", "trainer.logger is for personalize base fit to set."),
+    ],
+)
+def test_flags_that_training_sets_are_refused_before_anything_is_rendered(flag: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        fit(load_recipe("base", [flag]), tmp_path / "new")
+    assert str(error.value) == line and not (tmp_path / "new").exists()
+
+
 def test_a_base_knows_whom_it_learned_from_before(tmp_path: Path) -> None:
     """Whom a base learned from that training started with, it learned from as well."""
     base = load_base()

@@ -464,6 +464,52 @@ def test_plugin_files_are_known_to_the_fit_that_goes_on(face_clip: Clip, tmp_pat
     assert Profile.load(tmp_path / "runs/her/v1").recipe["generator"]["name"] == "mine"
 
 
+def test_regularizers_hold_to_the_base_in_every_round(fit: Run, tmp_path: Path) -> None:
+    """And get as many samples of what must stay as they ask for."""
+    (tmp_path / "mine.py").write_text(
+        "import json, pathlib, torch\n"
+        "from personalize.registry import register\n"
+        "from personalize_plugins.regularizers.l2sp import L2SP\n\n"
+        "@register('mine')\n"
+        "class Mine(L2SP):\n"
+        "    def importance(self, model, batches, loss, predict):\n"
+        "        rows = sum(len(b['crop']) for b in batches)\n"
+        "        moved = [float(p.abs().sum()) for _, p in model.named_parameters() if p.requires_grad]\n"
+        "        with pathlib.Path('seen.jsonl').open('a') as file:\n"
+        "            file.write(json.dumps([rows, moved]) + chr(10))\n"
+        "        return super().importance(model, batches, loss, predict)\n"
+    )
+    said = fit("--plugins", tmp_path / "mine.py", "--regularizer", "mine", "rounds=2", "optim.max_steps=2", "generator.samples=6")
+    assert said.code == 0, said.err
+    rounds = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(rounds) == 2 and rounds[0] == rounds[1] and rounds[0][0] == 32, "all that the buffer holds"
+
+
+def test_a_generator_without_pictures_is_told_of(fit: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from personalize.generators import Generator\n"
+        "from personalize.registry import register\n\n"
+        "@register('mine')\n"
+        "class Mine(Generator):\n"
+        "    def prepare(self, identity, seed):\n"
+        "        pass\n\n"
+        "    def generate(self, requests):\n"
+        "        return [None for _ in requests]\n"
+    )
+    said = fit("--plugins", tmp_path / "mine.py", "--generator", "mine", "optim.max_steps=2")
+    line = "generator mine made none of 12 pictures; the fit learns from the clip's calm frames, labels and rehearsal alone"
+    assert said.code == 0 and warned(said).count(line) == 1
+    assert "generator mine made none of 12 pictures" in (tmp_path / "runs/her/v1/report.html").read_text()
+    assert not any("made none" in w for w in warned(fit("--generator", "replay_only", "optim.max_steps=2")))
+    other = engine.no_pictures({"generator": {"name": "mesh_warp", "samples": 240}, "tracker": {"name": "face_alignment"}}, "ibug68")
+    assert ": those of tracker face_alignment are not the 478 points that most generators need; the fit" in other
+
+
+def test_a_flag_that_fit_sets_is_refused(fit: Run) -> None:
+    said = fit("trainer.use_distributed_sampler=true", "optim.max_steps=2")
+    assert said.code == 2 and said.err[-1] == "error: trainer.use_distributed_sampler is for personalize fit to set."
+
+
 def test_a_term_that_is_no_number_ends_the_fit_at_once(fit: Run, tmp_path: Path) -> None:
     """And is told apart from a learning rate that is too high."""
     (tmp_path / "mine.py").write_text(

@@ -282,6 +282,7 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     """Train by a recipe of kind 'generator'; writes NAME.safetensors and its card into ``folder`` and returns the weights' path."""
     started = time.time()
     tracking.quiet_lightning()
+    ranks.refuse_own(recipe["trainer"], ranks.BY_EPOCHS, "generator fit")
     L.seed_everything(recipe["seed"], verbose=False)
     world, optim = recipe["world"], recipe["optim"]
     data_folder = data_folder or folder / "pairs"

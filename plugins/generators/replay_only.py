@@ -12,6 +12,8 @@ class ReplayOnly(Generator):
     The baseline that any generator has to beat: the person's own calm frames and the user's labels, nothing else.
     """
 
+    makes_pictures = False
+
     def __init__(self) -> None:
         pass
 

@@ -31,8 +31,8 @@ class EWC(ParameterRegularizer):
     The penalty is weight/2 * sum_i F_i (w_i - w_start_i)^2 (Kirkpatrick et al., 2017, eq. 3), F the diagonal of the Fisher information.
 
     F is the mean over samples of the squared gradient of *one sample's* log-likelihood, summed over its AUs; squaring the gradient of a
-    batch's mean instead would make it depend on the batch size. The fit is started again for each person: F <- decay * F + F_new, and the
-    anchor moves (online EWC; Schwarz et al., 2018, section 2.3).
+    batch's mean instead would make it depend on the batch size. Where one object is started again, for the next task, F <- decay * F + F_new
+    and the anchor moves (online EWC; Schwarz et al., 2018, section 2.3); ``personalize fit`` starts a new one for each person, from the base.
 
     Args:
         weight: the strength.
