@@ -1,4 +1,4 @@
-# make demo   what the package does, offline, on a synthetic person
+# make demo   what the package does, offline, on three synthetic people
 # make test   the tests
 # make lint   style and types
 # Each makes .venv when it is missing and installs again when pyproject.toml or constraints.txt changed.
