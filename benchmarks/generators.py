@@ -51,7 +51,7 @@ class Renders(Generator):
 
     def prepare(self, identity: Identity, seed: int) -> None:
         self.identity, self.grain = identity, np.random.default_rng([seed, 4401])
-        draw = np.random.default_rng([person_seed(self.clip.split, self.clip.person), self.clip.seed, 7005])
+        draw = np.random.default_rng([person_seed(self.clip.split, self.clip.person), self.clip.seed, 7011])
         self.scene, self.camera = Scene.sample(np.random.default_rng([self.person.seed, self.clip.seed, 7005])), Camera.sample(draw)
         # How far the lips part and the jaw drops for each strength of their controls.
         names = controls()[0]

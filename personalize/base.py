@@ -27,7 +27,7 @@ from .aus import AUS, COLUMNS
 from .config import digest
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
-from .datasets.mixing import AUDataModule, MixedBatches, MixedRows, mixed_loss
+from .datasets.mixing import NO_NEUTRAL, AUDataModule, MixedBatches, MixedRows, mixed_loss
 from .errors import ConfigError, InputError
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
@@ -298,6 +298,8 @@ def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
     net.landmark_mean.copy_(torch.from_numpy(points.mean(0)))
     net.landmark_std.copy_(torch.from_numpy(points.std(0).clip(0.004) + 0.004))
     with_neutral = np.unique(train["person"][train["neutral"]])[:1000]
+    if not len(with_neutral):
+        raise InputError(NO_NEUTRAL)
     rest = {int(p): points[(train["person"] == p) & train["neutral"]].mean(0) for p in with_neutral}
     rows = np.flatnonzero(np.isin(train["person"], with_neutral))
     shift = points[rows] - np.stack([rest[int(p)] for p in train["person"][rows]])

@@ -182,25 +182,46 @@ def extent(found: Collected, media: Media) -> Extent | None:
     return Extent(found.frames, 1 / media.fps, media.duration or found.frames / media.fps)
 
 
-def labels_of(
-    labels: LabelTable | None, identity: Identity, found: Collected, media: Media, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) labels of the kept frames and which are known. Occurrence labels count as 'at least B level' or absent. Adds to ``notes``, and
-    warns, where fewer are used than were given."""
+@dataclass
+class Truth:
+    """Labels of N kept frames. target: (N, K) 0-5; known: (N, K) bool; occurrence: (K,) bool, of which AUs they say presence alone, of
+    which 1 is learned as 3 and judged as 'at least 3'."""
+
+    target: np.ndarray
+    known: np.ndarray
+    occurrence: np.ndarray
+
+    @classmethod
+    def unknown(cls, n: int) -> Truth:
+        """Of frames without labels."""
+        return cls(np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(AUS)), bool), np.zeros(len(AUS), bool))
+
+    def judge(self, reading: np.ndarray) -> np.ndarray:
+        """(N, K) readings of these frames, those above what presence says no more than it: they are not wrong."""
+        return np.where(self.occurrence & (self.target >= 1), np.minimum(reading, self.target), reading)
+
+    def rows(self, chosen: np.ndarray) -> Truth:
+        """Of some of the frames."""
+        return Truth(self.target[chosen], self.known[chosen], self.occurrence)
+
+
+def labels_of(labels: LabelTable | None, identity: Identity, found: Collected, media: Media, notes: list[str]) -> Truth:
+    """The labels of the kept frames. Adds to ``notes``, and warns, where fewer are used than were given."""
     observations = identity.observations
     n = len(observations)
     if labels is None:
-        return np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(AUS)), bool)
+        return Truth.unknown(n)
     frames, times = np.array([o.frame for o in observations]), np.array([o.timestamp for o in observations])
     target, known = labels.align(frames, times, [o.file for o in observations], extent(found, media))
     target = np.where(labels.occurrence[None] & (target >= 1), 3.0, target).astype(np.float32)
+    truth = Truth(target, known, labels.occurrence)
     used = int(known.any(1).sum())
     if not used:
         line = "no label falls on a frame with a face: fitted without labels"
     elif used < found.labelled:
         line = f"{used} of {found.labelled} labelled frames are used, spread over the clip"
     else:
-        return target, known
+        return truth
     notes.append(line)
     ui.warn(line)
-    return target, known
+    return truth

@@ -303,8 +303,9 @@ def _resolved(name_or_path: str | Path, overrides: Iterable[str]) -> tuple[dict[
 
 def one_device(recipe: Mapping[str, Any], verb: str) -> None:
     """Raise ConfigError where a recipe asks for several devices and the command runs many fits side by side or one of several steps."""
-    devices = recipe["trainer"].get("devices", 1)
-    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+    from .ranks import several
+
+    if several(recipe["trainer"]):
         raise ConfigError(f"{verb} trains on one device: leave trainer.devices at 1. personalize fit uses several.")
 
 

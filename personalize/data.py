@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ from .faces import Observation, Tracker
 from .generators import Generator, Request, ask
 from .identity import Identity
 from .reader import batch_of
+from .tracks import largest
 
 _SINGLES = tuple(a for a in AUS if a not in (25, 26))
 _BROKEN = (
@@ -148,18 +149,18 @@ def generate(
                 if sample is None:
                     rejected[cell] += 1
                     continue
-                faces = tracker.detect(sample.image, 0.0, True)
+                face = largest(tracker.detect(sample.image, 0.0, True))
                 try:
-                    pose = geometry.fit_pose(faces[0].landmarks, tracker.scheme) if faces else None
+                    pose = None if face is None else geometry.fit_pose(face.landmarks, tracker.scheme)
                 except (ValueError, np.linalg.LinAlgError):  # a mesh without extent
                     pose = None
                 asked = identity.observations[sample.source].upright if request.pose is None else np.asarray(request.pose)
-                if pose is None or np.abs(geometry.upright(pose.angles) - asked)[:2].max() > 0.35:
+                if face is None or pose is None or np.abs(geometry.upright(pose.angles) - asked)[:2].max() > 0.35:
                     rejected[cell] += 1
                     continue
                 crop, _ = geometry.crop(sample.image, pose, tracker.scheme)
                 rows["crop"].append(crop)
-                rows["landmarks"].append(geometry.as_mesh(faces[0].landmarks, pose, tracker.scheme))
+                rows["landmarks"].append(geometry.as_mesh(face.landmarks, pose, tracker.scheme))
                 rows["target"].append(np.where(sample.known, sample.target, 0))
                 rows["mask"].append(sample.known)
                 rows["source"].append(sample.source)
@@ -246,18 +247,20 @@ def write_base_domain(renders: dict[str, np.ndarray], path: Path, people: int = 
 class StepBatches(Sampler[list[int]]):
     """Batches by step number: which samples a step and rank see depends on nothing else, so ranks differ and a resumed fit continues.
 
-    Samples are walked through in shuffled passes; ``start`` is the first step to serve. The length is that of an unbroken fit: Lightning
-    counts the batches before ``start`` as done.
+    Samples are walked through in shuffled passes; ``done`` says how many steps there were, after a kill or an epoch that a flag cut short.
+    The length is that of an unbroken fit: Lightning counts the batches before as done.
     """
 
-    def __init__(self, n: int, batch_size: int, steps: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.n, self.batch_size, self.steps, self.seed, self.start, self.rank, self.world = n, batch_size, steps, seed, start, rank, world
+    def __init__(
+        self, n: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1, done: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.n, self.batch_size, self.steps, self.seed, self.rank, self.world, self.done = n, batch_size, steps, seed, rank, world, done
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.steps):
+        for step in range(self.done(), self.steps):
             first = (step * self.world + self.rank) * self.batch_size
             yield [self._at(first + i) for i in range(self.batch_size)]
 
@@ -283,13 +286,18 @@ class _Rows(Dataset[dict[str, Tensor]]):
 class PersonData(L.LightningDataModule):
     """Serves one round's samples of a person; see :class:`StepBatches`."""
 
-    def __init__(self, samples: Samples, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+    def __init__(self, samples: Samples, batch_size: int, steps: int, seed: int) -> None:
         super().__init__()
-        self.samples, self.batch_size, self.steps, self.seed, self.start = samples, batch_size, steps, seed, start
+        self.samples, self.batch_size, self.steps, self.seed = samples, batch_size, steps, seed
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        batches = StepBatches(len(self.samples), self.batch_size, self.steps, self.seed, self.start, rank, world)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+        def done() -> int:
+            return trainer.global_step * trainer.accumulate_grad_batches if trainer is not None else 0
+
+        batches = StepBatches(len(self.samples), self.batch_size, self.steps, self.seed, rank, world, done)
         return DataLoader(_Rows(self.samples), batch_sampler=batches, collate_fn=_as_is)
 
 

@@ -126,8 +126,8 @@ def smoothed(times: np.ndarray, values: np.ndarray, known: np.ndarray, span: flo
     times: (T,) seconds, rising. values: (T, D). known: (T,) bool. span: standard deviation in seconds.
     """
     n = len(times)
-    step = float(np.median(np.diff(times))) if n > 1 else 1.0
-    reach = min(int(np.ceil(3 * span / max(step, 1e-3))), n - 1)
+    # As many frames as are near where they are densest: telephones film unevenly.
+    reach = int((np.searchsorted(times, times + 3 * span, "right") - 1 - np.arange(n)).max()) if n else 0
     total, weight = np.zeros_like(values, dtype=np.float64), np.zeros(n)
     for shift in range(-reach, reach + 1):
         at = np.arange(max(0, -shift), min(n, n - shift))

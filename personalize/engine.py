@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from . import __version__, gate, ranks, registry, tracking, ui
 from .aus import AUS, COLUMNS
 from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
-from .collect import Collected, check_neutral, collect, identify, labels_of
+from .collect import Collected, Truth, check_neutral, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
 from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError, PersonalizeError
@@ -99,8 +100,7 @@ def fit(
         found = collect(media, tracker, face, labels, neutral_at)
         notes = list(found.warnings)
         identity = identify(found, base, media, name, neutral_at, notes)
-        truth, known = labels_of(labels, identity, found, media, notes)
-        session = Session(base, identity, recipe, run_dir, truth, known)
+        session = Session(base, identity, recipe, run_dir, labels_of(labels, identity, found, media, notes))
         generator = registry.create("generators", recipe["generator"]["name"], recipe["generator"]["options"])
         seen_by = {"clip": media.sha256(), "face": face, "base": base.sha256, "tracker": recipe["tracker"]}
         for number in range(recipe["rounds"]):
@@ -134,7 +134,7 @@ def trainer_of(recipe: dict[str, Any], loggers: Any, ours: list[L.Callback]) -> 
     }
     if flags.get("logger") in (True, None):
         flags.pop("logger", None)
-    ranks.refuse_own(recipe["trainer"], {"use_distributed_sampler": ""}, "fit")
+    ranks.refuse_own(recipe["trainer"], {"use_distributed_sampler": "", "max_steps": "optim.max_steps"}, "fit")
     if str(flags.get("precision", "")) in ("bf16-true", "16-true", "64-true", "64"):
         raise ConfigError(f"trainer.precision={flags['precision']} would change the model's own numbers: use bf16-mixed, 16-mixed or 32.")
     callbacks = ours + list(flags.get("callbacks") or [])
@@ -157,9 +157,9 @@ def no_pictures(recipe: dict[str, Any], scheme: str) -> str:
 class Session:
     """The training of one person: samples, rounds, the best round so far."""
 
-    def __init__(self, base: Base, identity: Identity, recipe: dict[str, Any], run_dir: Path, truth: np.ndarray, known: np.ndarray) -> None:
+    def __init__(self, base: Base, identity: Identity, recipe: dict[str, Any], run_dir: Path, labels: Truth) -> None:
         self.base, self.identity, self.recipe, self.run_dir = base, identity, recipe, run_dir
-        self.truth, self.known = truth, known
+        self.labels = labels
         self.work = run_dir / "work"
         self.net = base.fresh()
         options = recipe["adapter"]["options"]
@@ -175,7 +175,6 @@ class Session:
         # What regularizers hold it to, in every round: the base, with an adapter that has not moved.
         self.unmoved = copy.deepcopy(self.net)
         self.delta: dict[str, Tensor] = {}
-        self.score = -np.inf
         self.rounds: list[dict[str, Any]] = []
         # Two of every five seconds of the clip are held out for the evidence: what they show is not trained on.
         times = np.array([o.timestamp for o in identity.observations])
@@ -224,7 +223,9 @@ class Session:
         for picture in sorted(kept.glob("*.png")):
             (self.run_dir / "samples").mkdir(exist_ok=True)
             shutil.copy2(picture, self.run_dir / "samples")
-        shutil.copy2(kept / SAMPLES, self.work / f"samples-{number}.safetensors")
+        mine = self.work / f"samples-{number}.safetensors"
+        shutil.copy2(kept / SAMPLES, mine.with_suffix(".tmp"))
+        mine.with_suffix(".tmp").replace(mine)  # whole or not at all
         for old in sorted(kept.parent.glob("[!.]*"), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return True
@@ -259,11 +260,13 @@ class Session:
         if neutral is not None and at_rest.any():
             rest = [int(i) for i in neutral.indices if not self.held[i]] or [int(i) for i in neutral.indices]
             zero = np.zeros((len(rest), len(AUS)), np.float32)
-            known = np.broadcast_to(at_rest, zero.shape)
+            known = at_rest & ~self.labels.known[rest]  # what a label says of them, it says
             parts.append(frame_samples([observations[i] for i in rest], zero, known, neutral.confidence, rest))
-        rows = np.flatnonzero(self.known.any(1) & ~self.held)
+        rows = np.flatnonzero(self.labels.known.any(1) & ~self.held)
         if len(rows):
-            parts.append(frame_samples([observations[i] for i in rows], self.truth[rows], self.known[rows], 2.0, rows.tolist()))
+            parts.append(
+                frame_samples([observations[i] for i in rows], self.labels.target[rows], self.labels.known[rows], 2.0, rows.tolist())
+            )
         if not parts:
             raise InputError(
                 f"nothing to learn from: {self.identity.name}'s clip shows no calm face and there are neither samples nor labels. "
@@ -312,10 +315,10 @@ class Session:
         last = self.work / f"round-{number}.ckpt"
         start = _step_of(last)
         loggers = tracking.loggers(self.run_dir, recipe, self.identity.name)
-        ours = [_Saver(last), _Bar(f"Adapting, round {number + 1}", optim["max_steps"], start)]
+        ours = [_Saver(last, start), _Bar(f"Adapting, round {number + 1}", optim["max_steps"], start)]
         trainer = trainer_of(recipe, loggers, ours)
         gathered = trainer.accumulate_grad_batches
-        data = PersonData(samples, optim["batch_size"], optim["max_steps"] * gathered, recipe["seed"] * 100 + number, start * gathered)
+        data = PersonData(samples, optim["batch_size"], optim["max_steps"] * gathered, recipe["seed"] * 100 + number)
         trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=False)
         tracking.finish(loggers)
         self.net.eval()
@@ -357,21 +360,30 @@ class Session:
         frames = batch_of([o for o, h in zip(self.identity.observations, self.held, strict=True) if h])
         readings = {"base": self.identity.intensity[self.held], "personal": self._read(self.net, frames, neutral)}
         labelled = None
-        if (self.known & self.held[:, None]).any():
-            labelled = (readings["base"], readings["personal"], self.truth[self.held], self.known[self.held])
+        if (self.labels.known & self.held[:, None]).any():
+            truth = self.labels.rows(self.held)
+            labelled = (truth.judge(readings["base"]), truth.judge(readings["personal"]), truth.target, truth.known)
         return gate.hear(tested, readings, labelled)
 
     def improved(self, number: int) -> bool:
         """Weigh a round; keep it if it is the best so far. False: the rounds end here."""
+        new = self.adapter.delta(self.net)
+        evidence, score = self._weighed(number)
+        self.rounds.append({"round": number + 1, "held_out_gain": score})
+        best = -np.inf
+        if self.delta:  # by what is held out now, samples asked for where it was weak among them
+            self.adapter.restore(self.net, self.delta)
+            self.evidence, best = self._weighed(number)
+            self.adapter.restore(self.net, new)
+        if score > best:
+            self.evidence, self.delta = evidence, new
+        return score > best + 0.005
+
+    def _weighed(self, number: int) -> tuple[gate.Evidence, float]:
+        """:meth:`weigh`, and the mean gain over AUs that labels, else held-out samples, tell of; 0 where they tell of none."""
         evidence = self.weigh(number)
         witnesses = np.where(np.isnan(evidence.labelled), evidence.gain, evidence.labelled)
-        score = float(np.nanmean(witnesses)) if not np.isnan(witnesses).all() else 0.0
-        self.rounds.append({"round": number + 1, "held_out_gain": score})
-        better = score > self.score + 0.005
-        if score > self.score:
-            self.score, self.evidence = score, evidence
-            self.delta = self.adapter.delta(self.net)
-        return better
+        return evidence, float(np.nanmean(witnesses)) if not np.isnan(witnesses).all() else 0.0
 
     def finish(self, media: Media, found: Collected, notes: list[str], consent: str, started: float) -> FitResult:
         """Open the gates, write profile, metrics, recipe and report; drop the work folder."""
@@ -522,14 +534,16 @@ class Session:
         read: (N, K) expected in the clip's frames; offsets: (K,) what the person shows at rest; told: (K,) 0-1, how far the neutral tells.
         """
         thresholds = self.base.thresholds_with(told)
-        if self.known.any():
+        if self.labels.known.any():
             seen = lasting(read, [o.timestamp for o in self.identity.observations])
             final = self.base.report(without_rest(read, offsets, seen), told)
             for k in range(len(AUS)):
-                rows = self.known[:, k]
-                present = self.truth[rows, k] >= 2
+                rows = self.labels.known[:, k]
+                present = self.labels.target[rows, k] >= 2
                 if present.sum() >= 5 and (~present).sum() >= 5:
-                    thresholds[k] = best_threshold(final[rows, k], present)
+                    found = best_threshold(final[rows, k], present)
+                    if found > final[rows, k].min():  # else present in every frame there is
+                        thresholds[k] = max(found, 0.25 * thresholds[k])
         return thresholds
 
     def _coverage(self) -> dict[str, Any]:
@@ -564,8 +578,8 @@ class _Saver(L.Callback):
     Only between steps: an exception, Ctrl-C too, may come when half of a step is done, and what is saved then repeats nothing exactly.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.saved = path, 0
+    def __init__(self, path: Path, start: int) -> None:
+        self.path, self.saved = path, start
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -629,9 +643,9 @@ def fit_command(args: argparse.Namespace) -> int:
             raise InputError("no clip given: use personalize fit --identity CLIP, or --resume RUN to continue one.")
         recipe = load_recipe(args.recipe or "default", args.overrides, "fit")
         saved = {
-            "identity": str(Path(args.identity).resolve()),
+            "identity": _absolute(args.identity),
             "name": check_name(args.name or _name_of(args.identity)),
-            "labels": str(Path(args.labels).resolve()) if args.labels else None,
+            "labels": _absolute(args.labels) if args.labels else None,
             "neutral": args.neutral,
             "face": args.face,
             "consent": args.consent or "",
@@ -641,7 +655,12 @@ def fit_command(args: argparse.Namespace) -> int:
     typed = saved if args.resume else {"identity": args.identity, "labels": args.labels}
     media = open_media(typed["identity"])
     labels = read_labels(typed["labels"], clip=media.name) if typed["labels"] else None
-    load_base(recipe["base"])
+    same = {"clip": media.sha256(), "base": load_base(recipe["base"]).sha256}
+    if saved["labels"]:
+        same["label file"] = hashlib.sha256(Path(saved["labels"]).read_bytes()).hexdigest()
+    for what, digest_now in same.items():
+        if saved.setdefault("same", same)[what] != digest_now:
+            raise InputError(f"the {what} is not the one that {run_dir} was begun with: put that back, or start anew.")
     for kind in ("tracker", "generator", "buffer", "adapter"):
         registry.load(kind + "s", recipe[kind]["name"])
     tracking.quiet_lightning()
@@ -659,7 +678,7 @@ def fit_command(args: argparse.Namespace) -> int:
     try:
         result = fit(media, recipe, run_dir, saved["name"], labels, saved["neutral"], saved["face"], saved["consent"])
     except Exception:
-        if made is not None:
+        if made is not None and not (made / "profile").exists():  # what is written is not lost, and goes on with --resume
             own = made / "work" / MADE
             for key in own.read_text().split() if own.exists() else ():
                 shutil.rmtree(made.parent / GENERATED / key, ignore_errors=True)
@@ -678,6 +697,11 @@ def _begun(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for file in saved.get("plugins", ()):
         registry.load_file(file)
     return saved, load_recipe(str(run_dir / "work" / "recipe.yaml"), [])
+
+
+def _absolute(path: str) -> str:
+    """Where a resumed run and other ranks find a file; a link stays what it is called."""
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _name_of(identity: str) -> str:
@@ -722,8 +746,7 @@ def _join(run_dir: Path) -> int:
     found = collect(media, tracker, saved["face"], labels, saved["neutral"], quiet=True)
     tracker.close()
     identity = identify(found, base, media, saved["name"], saved["neutral"], [])
-    truth, known = labels_of(labels, identity, found, media, [])
-    session = Session(base, identity, recipe, run_dir, truth, known)
+    session = Session(base, identity, recipe, run_dir, labels_of(labels, identity, found, media, []))
     for number in range(recipe["rounds"]):
         while not (work / f"ready-{number}").exists():
             if (work / "done").exists() or not work.exists() or os.getppid() != parent:

@@ -63,15 +63,21 @@ def hear(
     """Collect the evidence.
 
     held_out, labelled: (base, personal, target, known), (N, K) each, or None. frames: (N, K) readings of the clip's own frames, 'base' and
-    'personal'.
+    'personal'. Labels decide alone where they are heard, so they are heard of an AU that they show in both states: who never reports it is
+    right wherever it is absent.
     """
     nothing = np.full(len(AUS), np.nan)
     few = len(frames["base"]) < 12
+    told = nothing
+    if labelled is not None:
+        *_, target, known = labelled
+        both = np.minimum((known & (target >= 1)).sum(0), (known & (target < 1)).sum(0)) >= 3
+        told = np.where(both, _relative_gain(*labelled), np.nan)
     return Evidence(
         gain=nothing if held_out is None else _relative_gain(*held_out),
         agreement=nothing if few else _correlation(frames["personal"], frames["base"]),
         moves=frames["base"].std(0) if len(frames["base"]) else np.zeros(len(AUS)),
-        labelled=nothing if labelled is None else _relative_gain(*labelled),
+        labelled=told,
     )
 
 
@@ -98,7 +104,7 @@ def opening(
     """
     known = np.clip(np.nan_to_num(reliability), 0, 1)
     shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
-    wide = np.maximum(open_agreement, np.minimum(shut + 0.1, 0.99))
+    wide = np.maximum(np.maximum(open_agreement, np.minimum(shut + 0.1, 0.99)), shut + 1e-3)
     clear = np.clip((evidence.moves - 0.15) / 0.35, 0, 1)
     slight = np.clip((evidence.moves - 0.02) / 0.08, 0, 1) * np.clip((known - 0.2) / 0.3, 0, 1)
     heard = np.where(np.isnan(evidence.agreement), 1.0, np.clip((evidence.agreement - shut) / (wide - shut), 0, 1))

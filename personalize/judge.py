@@ -27,7 +27,7 @@ import numpy as np
 
 from . import data, geometry, likeness, metrics, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, column
-from .collect import collect, extent, identify
+from .collect import Truth, collect, extent, identify
 from .data import Samples, balanced_requests
 from .engine import Session
 from .errors import InputError
@@ -39,6 +39,7 @@ from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
+from .tracks import largest
 from .video import Media, open_media
 from .weights import Base, load_base
 
@@ -185,11 +186,11 @@ def _asked(identity: Identity, source: int, whole: bool) -> list[Cell]:
 
 def observed(sample: Sample, case: Case) -> Observation | None:
     """A picture as the tracker sees it; its view is itself, its time that of the frame it was made from. None without a face."""
-    faces = case.tracker.detect(sample.image, 0.0, True)
-    if not faces:
+    face = largest(case.tracker.detect(sample.image, 0.0, True))
+    if face is None:
         return None
     try:
-        pose = geometry.fit_pose(faces[0].landmarks, case.tracker.scheme)
+        pose = geometry.fit_pose(face.landmarks, case.tracker.scheme)
     except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
         return None
     crop, to_frame = geometry.crop(sample.image, pose, case.tracker.scheme)
@@ -199,12 +200,12 @@ def observed(sample: Sample, case: Case) -> Observation | None:
         timestamp=made_from.timestamp,
         face_id=0,
         crop=crop,
-        landmarks=geometry.as_mesh(faces[0].landmarks, pose, case.tracker.scheme),
+        landmarks=geometry.as_mesh(face.landmarks, pose, case.tracker.scheme),
         pose=np.array(pose.angles, np.float32),
         to_frame=to_frame,
-        image_landmarks=faces[0].landmarks,
-        box=faces[0].box,
-        confidence=faces[0].confidence,
+        image_landmarks=face.landmarks,
+        box=face.box,
+        confidence=face.confidence,
         quality=1.0,
         view=sample.image,
         view_to_frame=np.eye(2, 3, dtype=np.float32),
@@ -335,11 +336,10 @@ def _held_out(learned: Samples | None, case: Case) -> dict[str, Any]:
         return {"left_out": "no picture came through the tracker"}
     off: dict[str, dict[str, Any]] = {"tracking": {"wandb": "off"}, "buffer": {"shared": False}, "trainer": {"devices": 1}}
     recipe = {**case.recipe, **{key: {**case.recipe[key], **value} for key, value in off.items()}}
-    nothing = np.zeros((len(case.identity.observations), len(AUS)))
     with tempfile.TemporaryDirectory(prefix="personalize-judge-") as folder:
         run = Path(folder) / "person" / "v1"
         (run / "work").mkdir(parents=True)
-        session = _Generated(case.base, case.identity, recipe, run, nothing.astype(np.float32), nothing.astype(bool))
+        session = _Generated(case.base, case.identity, recipe, run, Truth.unknown(len(case.identity.observations)))
         learned.save(session.work / "samples-0.safetensors")
         session.train(0)
         session.net.eval()

@@ -60,7 +60,9 @@ class PersonalModule(L.LightningModule):
         self.trained = [n for n, p in net.named_parameters() if p.requires_grad]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
+        parts = self.trainer.accumulate_grad_batches
+        part = self.global_step * parts + batch_idx % parts
+        torch.manual_seed((self.seed * 1_000_003 + part) * 64 + self.global_rank)
         self.adapter.train_mode(self.net)
 
     def _with_maps(self, batch: Batch) -> Batch:

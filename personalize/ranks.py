@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -44,10 +44,20 @@ def trainer_flags(flags: dict[str, Any], all_reached: bool = False) -> dict[str,
     if by_torchrun() and flags.get("devices", 1) in (1, "1", "auto"):
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         flags["devices"], flags["num_nodes"] = here, int(os.environ["WORLD_SIZE"]) // here
-    several = flags.get("devices", 1) not in (1, "1", "auto", [0]) or flags.get("num_nodes", 1) > 1
-    if several and not all_reached and flags.get("strategy", "auto") in ("auto", "ddp", None):
+    if several(flags) and not all_reached and flags.get("strategy", "auto") in ("auto", "ddp", None):
         flags["strategy"] = "ddp_find_unused_parameters_true"
     return flags
+
+
+def several(flags: Mapping[str, Any]) -> bool:
+    """Whether a Trainer with these flags trains on more than one device: 'auto' takes all GPUs there are."""
+    devices = flags.get("devices", 1)
+    if devices in ("auto", -1, "-1") and flags.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
+        import torch
+
+        devices = torch.cuda.device_count()
+    alone = devices in (0, 1, "1", "auto", -1, "-1") or (isinstance(devices, list) and len(devices) == 1)
+    return not alone or flags.get("num_nodes", 1) > 1
 
 
 def refuse_own(flags: dict[str, Any], own: dict[str, str], verb: str) -> None:

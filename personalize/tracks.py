@@ -441,15 +441,19 @@ def _detected(media: Media, tracker: Tracker) -> Iterator[tuple[Frame, list[Face
             yield from ahead
 
 
+def largest(faces: list[Face]) -> Face | None:
+    """Of the faces of a picture that is of one person, theirs."""
+    return max(faces, key=lambda f: _area(f.box)) if faces else None
+
+
 def tracked_sample(
     image: np.ndarray, tracker: Tracker, timestamp: float = 0.0, still: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Crop (112, 112, 3), normalised landmarks (478, 3) and pose (3,) of a picture's largest face; None where there is none. For training:
     the tracker's scheme is 'mesh478'."""
-    faces = tracker.detect(image, timestamp, still)
-    if not faces:
+    face = largest(tracker.detect(image, timestamp, still))
+    if face is None:
         return None
-    face = max(faces, key=lambda f: _area(f.box))
     try:
         pose = geometry.fit_pose(face.landmarks, tracker.scheme)
     except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face

@@ -119,7 +119,8 @@ def load_base(name: str = SHIPPED) -> Base:
 def weights_at(name: str | Path) -> Path:
     """NAME.safetensors of a base model at a path: NAME, or the folder that it is in. Raises ProfileError where there is none."""
     path = Path(name)
-    path = (path / path.resolve().name if path.is_dir() else path).with_suffix(".safetensors")
+    path = path / path.resolve().name if path.is_dir() else path
+    path = path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")  # a dot in a name is no suffix
     if not path.is_file():
         raise ProfileError(f"no base model at {path}: give 'base-s', or the path that 'personalize base fit --output' wrote.")
     return path
@@ -129,5 +130,5 @@ def save_base(path: Path, net: AUNet, card: dict[str, Any]) -> None:
     """Write NAME.safetensors (float16) and NAME.json, the model card."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in net.state_dict().items()}
-    save_file(tensors, path.with_suffix(".safetensors"))
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    save_file(tensors, path.with_name(f"{path.name}.safetensors"))
+    path.with_name(f"{path.name}.json").write_text(json.dumps(card, indent=1) + "\n")

@@ -83,7 +83,8 @@ def test_labels_of_a_long_clip_are_used(
         tracker.close()
         notes: list[str] = []
         identity = identify(found, base, media, "her", 1.0, notes)
-        truth, known = labels_of(labels, identity, found, media, notes)
+        said = labels_of(labels, identity, found, media, notes)
+        truth, known = said.target, said.known
         frames = np.array([o.frame for o in identity.observations])
         used = frames[known.any(1)]
         assert set(used) <= set(rows) and (truth[known] == used % 6).all()

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -503,6 +504,52 @@ def test_a_generator_without_pictures_is_told_of(fit: Run, tmp_path: Path) -> No
     assert not any("made none" in w for w in warned(fit("--generator", "replay_only", "optim.max_steps=2")))
     other = engine.no_pictures({"generator": {"name": "mesh_warp", "samples": 240}, "tracker": {"name": "face_alignment"}}, "ibug68")
     assert ": those of tracker face_alignment are not the 478 points that most generators need; the fit" in other
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with(face_clip: Clip, fit: Run, tmp_path: Path) -> None:
+    """Or not at all: pictures of one clip, and the neutral of another, would be one person's."""
+    clip, table = tmp_path / "clip.mp4", tmp_path / "labels.csv"
+    shutil.copy(face_clip.path, tmp_path / "real.mp4")
+    clip.symlink_to("real.mp4")
+    table.write_text("clip,frame,AU12\n" + "".join(f"clip.mp4,{i},{3 * (i % 2)}\n" for i in range(40)))
+    stop = "from personalize.registry import register\nfrom personalize_plugins.generators.replay_only import ReplayOnly\n"
+    (tmp_path / "mine.py").write_text(
+        stop + "import os\n\n@register('mine')\nclass Mine(ReplayOnly):\n    def prepare(self, identity, seed):\n"
+        "        if 'STOP' in os.environ:\n            raise KeyboardInterrupt\n"
+    )
+    os.environ["STOP"] = "1"
+    try:
+        words = ["--plugins", tmp_path / "mine.py", "--generator", "mine", "--labels", table, "optim.max_steps=2"]
+        assert fit(*words, clip=clip).code == 130
+    finally:
+        del os.environ["STOP"]
+    run = tmp_path / "runs/her/v1"
+    kept = table.read_text()
+    table.write_text(kept + "clip.mp4,41,1\n")
+    assert command_resume(run) == (2, f"error: the label file is not the one that {run} was begun with: put that back, or start anew.")
+    table.write_text(kept)
+    whole = (tmp_path / "real.mp4").read_bytes()
+    (tmp_path / "real.mp4").write_bytes(whole + b"0")
+    assert command_resume(run) == (2, f"error: the clip is not the one that {run} was begun with: put that back, or start anew.")
+    (tmp_path / "real.mp4").write_bytes(whole)
+    assert command_resume(run)[0] == 0, "a link keeps its name, by which labels go"
+    assert Profile.load(run).recipe["generator"]["name"] == "mine"
+
+
+def command_resume(run: Path) -> tuple[int, str]:
+    call = [str(Path(sys.executable).with_name("personalize")), "fit", "--resume", str(run)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_a_profile_that_is_written_is_not_lost_with_the_report(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("personalize.report.write_report", full)
+    assert fit("optim.max_steps=2", "--generator", "replay_only").code == 2
+    monkeypatch.undo()
+    assert Profile.load(tmp_path / "runs/her/v1").gate.shape == (K,)
 
 
 def test_a_flag_that_fit_sets_is_refused(fit: Run) -> None:

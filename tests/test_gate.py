@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import pearsonr
 
 from personalize.aus import AUS, COLUMNS
+from personalize.collect import Truth
 from personalize.gate import Evidence, hear, opening
 from personalize.profile import Profile
 from personalize.reader import Reader, blend, lasting, offsets_at, without_rest
@@ -141,8 +142,36 @@ def test_a_handful_of_frames_says_nothing() -> None:
 def test_labels_are_heard() -> None:
     base = np.full((20, K), 2.0)
     own = np.full((20, K), 1.0)
-    said = hear(None, readings(np.random.default_rng(3)), (base, own, np.zeros((20, K)), np.ones((20, K), bool)))
-    np.testing.assert_allclose(said.labelled, 0.5)
+    truth, known = np.zeros((20, K)), np.ones((20, K), bool)
+    truth[:3] = 1
+    said = hear(None, readings(np.random.default_rng(3)), (base, own, truth, known))
+    np.testing.assert_allclose(said.labelled, (17 * 2 + 3 - 17) / (17 * 2 + 3))
+    # Of an AU that they show in one state only they say nothing: who never reports it is right wherever it is absent.
+    for state in (0, 1):
+        one = truth.copy()
+        one[:, 4] = state
+        one[:2, 4] = 1 - state
+        heard = hear(None, readings(np.random.default_rng(3)), (base, own, one, known)).labelled
+        assert np.isnan(heard[4]) and not np.isnan(np.delete(heard, 4)).any()
+
+
+@pytest.mark.parametrize("closed", [0.9, 0.95, 0.99, 1.0])
+def test_a_gate_that_asks_for_most_is_never_opened_by_disagreement(closed: float) -> None:
+    for known in (0.0, 0.5, 1.0):
+        opened = [
+            opening(Evidence(*(np.full(K, x) for x in (0.3, agreement, 2.0, np.nan))), 1.0, np.full(K, known), np.ones(K), closed, 1.0)
+            for agreement in (-0.5, 0.2, 0.8, 1.0)
+        ]
+        assert not opened[0].any() and not opened[1].any() and (np.diff(opened, axis=0) >= 0).all()
+
+
+def test_presence_is_judged_as_at_least() -> None:
+    target = np.tile(np.array([[0.0], [3.0], [3.0]]), (1, K))
+    truth = Truth(target, np.ones((3, K), bool), np.arange(K) < 2)
+    read = np.tile(np.array([[1.0], [4.5], [2.0]]), (1, K))
+    said = truth.judge(read)
+    assert (said[:, :2] == [[1.0], [3.0], [2.0]]).all() and np.array_equal(said[:, 2:], read[:, 2:])
+    assert truth.rows(np.array([1])).judge(read[1:2])[0, 0] == 3 and not Truth.unknown(4).known.any()
 
 
 # What the gates do to a reading

@@ -21,6 +21,8 @@ from ..model import ordinal_loss
 from . import SYNTHETIC, AUDataset, Source, make_dataset
 from .tracked import SHAPES, cache_folder, track_dataset
 
+NO_NEUTRAL = "nobody in the training data has a neutral frame: bring recordings with a calm face, or add --data synthetic."
+
 _PLAIN = ("crop", "landmarks", "pose", "neutral")
 
 
@@ -325,7 +327,7 @@ class MixedBatches(Sampler[list[int]]):
             if len(rows) > 1 and len(self.neutrals[p]):
                 self.sources.setdefault(int(data["source"][rows[0]]), []).append(p)
         if not self.sources:
-            raise InputError("nobody in the training data has a neutral frame: bring recordings with a calm face, or add --data synthetic.")
+            raise InputError(NO_NEUTRAL)
         self.steps = steps or max(1, len(person) // (people * each * world))
         self.sampler = self  # where Lightning looks for set_epoch
 

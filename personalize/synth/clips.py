@@ -56,7 +56,7 @@ def world_hash() -> str:
     code = hashlib.sha256()
     for name in ("clips", "expression", "head", "person", "render", "scene", "world"):
         code.update(package.joinpath("synth", f"{name}.py").read_bytes())
-    for name in ("video.py", "aus.py", "assets/head.npz"):
+    for name in ("video.py", "aus.py", "geometry.py", "assets/head.npz"):
         code.update(package.joinpath(*name.split("/")).read_bytes())
     return code.hexdigest()
 
@@ -130,7 +130,7 @@ def render(clip: Clip, folder: Path) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     world = World(size=clip.size)
-    rng = np.random.default_rng([person_seed(clip.split, clip.person), clip.seed, 7005])
+    rng = np.random.default_rng([person_seed(clip.split, clip.person), clip.seed, 7011])  # not the scene's: any camera in any light
     camera = Camera.sample(rng)
     targets = []
     with VideoWriter(path, clip.fps, (clip.size, clip.size)) as writer:

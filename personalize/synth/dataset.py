@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..aus import COLUMNS
+from ..errors import InputError
 from ..tracks import tracked_sample
 from .person import person_seed
 from .scene import FACE_HEIGHT, SETTINGS, degrade, draw_shrink, known_setting, occlude
@@ -57,16 +58,27 @@ def make_shard(path: Path, split: str, first: int, people: int, each: int, size:
             for field, value in zip(FIELDS, (*found, *truth, *about, *light, np.bool_(occluded)), strict=True):
                 rows[field].append(np.asarray(value, np.float16 if field in ("landmarks", "target") else None))
     temporary = path.with_suffix(".tmp.npz")
+    if not rows["crop"]:
+        raise InputError(
+            f"no face was found in any picture of people {first} to {first + people - 1}: render them larger than {size} pixels."
+        )
     arrays: dict[str, Any] = {f: np.stack(v) for f, v in rows.items()}
-    np.savez(temporary, **arrays)
+    np.savez(temporary, **arrays, made=np.array([people, each, size]))
     temporary.rename(path)
     tracker.close()
     return len(rows["crop"])
 
 
 def _work(job: tuple[Any, ...]) -> int:
-    path = job[0]
-    return 0 if path.exists() else make_shard(*job)
+    return 0 if _holds(job[0], *job[3:6]) else make_shard(*job)
+
+
+def _holds(path: Path, people: int, each: int, size: int) -> bool:
+    """Whether a shard is there and holds what is asked for, not what a smaller trial left."""
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as data:
+        return "made" not in data.files or data["made"].tolist() == [people, each, size]
 
 
 def _name(split: str, setting: str) -> str:
@@ -85,7 +97,7 @@ def make(
     first: int = 0,
     setting: str = "first",
 ) -> None:
-    """Write shards for ``people`` people of a split; shards that are there already are kept, so a run can be continued."""
+    """Write shards for ``people`` people of a split; shards that are there and hold as much are kept, so a run can be continued."""
     from ..ui import progress
 
     name = _name(split, setting)

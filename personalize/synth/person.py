@@ -165,8 +165,11 @@ def person_actions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     left, right = (m.copy() for m in au_matrix())
     for au, parts in AU_ACTIONS.items():
         k = AUS.index(au)
-        stress = np.exp(rng.normal(0, 0.3, len(parts))) if len(parts) > 1 else np.ones(1)
-        stress *= sum(parts.values()) / float(stress @ list(parts.values()))  # how far in all is the gain's to say
+        # Lips that push each other up go as in everyone: one more, the other less, and they would pass through each other.
+        free = np.array(["Shrug" not in name for name in parts])
+        strengths = np.array(list(parts.values()))
+        stress = np.where(free, np.exp(rng.normal(0, 0.3, len(parts))), 1.0)
+        stress[free] *= strengths[free].sum() / (stress * strengths)[free].sum()  # how far in all is the gain's to say
         for (name, strength), factor in zip(parts.items(), stress, strict=True):
             chosen = (name, *VARIANTS.get(name, ()))
             shares = rng.dirichlet([1.0] * len(chosen)) if len(chosen) > 1 else np.ones(1)
@@ -240,12 +243,12 @@ def _furrows(rng: np.random.Generator, lines: list[list[tuple[float, float]]], w
     return np.asarray(depth * (float(rng.uniform(0, 0.6)) * beside / max(float(beside.max()), 1e-6) - cut), np.float32)
 
 
-def _bump(x: float, y: float, sx: float, sy: float) -> np.ndarray:
-    """A smooth hill over x, y mm, on both sides of the face when x is not 0."""
+def _bump(x: float, y: float, sx: float, sy: float, paired: bool = True) -> np.ndarray:
+    """A smooth hill over x, y mm, on both sides of the face when x is not 0; paired: False for one hill a little off the middle."""
     centre = chart_points(np.array([[x, y], [-x, y]]))
     grid_y, grid_x = np.mgrid[:TEXTURE, :TEXTURE].astype(np.float32)
     total = np.zeros((TEXTURE, TEXTURE), np.float32)
-    for cx, cy in centre[: 1 if x == 0 else 2]:
+    for cx, cy in centre[: 2 if paired and x != 0 else 1]:
         total += np.exp(-(((grid_x - cx) * 0.93 / sx) ** 2) - ((grid_y - cy) * 0.82 / sy) ** 2)
     return total
 
@@ -314,12 +317,15 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
         + u(0.6, 4.2) * _bump(36 + j(4), 31 + j(3.5), u(9, 19), u(5, 12))
         + u(0.0, 1.0) * _bump(31 + j(2), 12 + j(1.5), u(8, 13), u(2.5, 5))
     )
-    lower = both([[(x, 10.5 + j(0.8) + 2.5 * (1 - ((x - 32) / 13) ** 2)) for x in np.linspace(u(18, 24), u(38, 46), 7)]])
+    lid = 10.5 + j(0.8)
+    lower = both([[(x, lid + j(0.3) + 2.5 * (1 - ((x - 32) / 13) ** 2)) for x in np.linspace(u(18, 24), u(38, 46), 7)]])
     maps[7] = furrows(lower, u(0.7, 1.3), 0.9) + u(0.1, 0.9) * _bump(32, 9, 10, 2.5)
     count, steep, step = int(rng.integers(1, 5)), u(0.4, 2.2), u(3.5, 6)
-    nose = both([[(3 + 2.2 * t + j(0.3), u(-1, 4) + step * i - steep * t) for t in range(4)] for i in range(count)])
+    root = u(-1, 4)
+    nose = both([[(3 + 2.2 * t + j(0.3), root + step * i + j(0.4) - steep * t) for t in range(4)] for i in range(count)])
     bridge = [[(x, -4 - 4 * i + j(0.5)) for x in np.linspace(-7, 7, 5)] for i in range(int(rng.integers(0, 4)))]
-    wing = both([[(14 + j(0.6) + 0.9 * i, 31 + 2.3 * i) for i in range(7)]])
+    out = 14 + j(0.6)
+    wing = both([[(out + j(0.3) + 0.9 * i, 31 + 2.3 * i) for i in range(7)]])
     # Each set of furrows on its own: where lines cross, the sum would take the depth from the rest.
     maps[9] = (
         furrows(nose, furrow * 0.9, 2.1)
@@ -334,17 +340,20 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
     maps[12] = furrows(fold, furrow * u(0.9, 1.5), 1.6) + u(0.4, 1.8) * _bump(38 + j(3), 44 + j(3), u(8, 14), u(7, 12))
     if rng.random() < 0.35:  # a second bow further out
         maps[12] += furrows(both([[(30 + 1.3 * i + curl * i * i, 46 + 4.2 * i + j(0.4)) for i in range(6)]]), furrow, 1.0)
-    dimple = both([[(32 + abs(j(1.2)), y) for y in np.linspace(u(62, 69), u(75, 82), 5)]])
+    out = 32 + abs(j(1.2))
+    dimple = both([[(out + j(0.4), y) for y in np.linspace(u(62, 69), u(75, 82), 5)]])
     maps[14] = furrows(dimple, u(1.2, 2.2), 1.9)
-    corner = both([[(26 + j(0.8) + u(0, 1) * i, 78 + 3.4 * i) for i in range(6)]])
+    start, lean = 26 + j(0.8), u(0, 1)
+    corner = both([[(start + lean * i + j(0.3), 78 + 3.4 * i) for i in range(6)]])
     maps[15] = furrows(corner, furrow, 1.4) + u(0.1, 1.0) * _bump(31 + j(1.5), 84 + j(1.5), u(4, 7), u(5, 8))
     depth, bow, wide = u(85, 92), u(-0.006, 0.024), u(8, 20)
     mental = [[(x, depth + bow * x * x + j(0.3)) for x in np.linspace(-wide, wide, 9)]]
     if rng.random() < 0.15:
         mental.append([(j(0.4), y) for y in np.linspace(97, 110, 5)])  # a cleft
-    beside = both([[(24 + u(-3, 4) + 0.6 * i + j(0.3), 84 + 3.4 * i) for i in range(5)]])
+    out = 24 + u(-3, 4)
+    beside = both([[(out + 0.6 * i + j(0.3), 84 + 3.4 * i) for i in range(5)]])
     maps[17] = (
-        u(0.15, 1.1) * _pebbles(rng, u(1.3, 3.6)) * _bump(j(1), 101 + j(2), u(11, 20), u(7, 12))
+        u(0.15, 1.1) * _pebbles(rng, u(1.3, 3.6)) * _bump(j(1), 101 + j(2), u(11, 20), u(7, 12), paired=False)
         + furrows(mental, furrow * u(0.9, 1.7), rng.choice([0.0, 2.0], p=[0.15, 0.85]))
         + furrows(beside, furrow, rng.choice([0.0, 0.7], p=[0.6, 0.4]))
         + u(0.0, 2.0) * _bump(0, 101 + j(2), u(9, 16), u(6, 10))
@@ -352,7 +361,8 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
     lip = [[(x * 1.12, y + 9 * s) for y, s in ((66, -0.6), (66, 0.0))] for x in np.linspace(-14, 14, int(rng.integers(4, 10)))]
     lip += [[(x * 1.08, y) for y in (85, 91)] for x in np.linspace(-12, 12, int(rng.integers(3, 8)))]
     maps[18] = furrows(lip, 0.9, 0.9)
-    stretch = both([[(35 + j(1.5) + 1.0 * i, 70 + 4.5 * i) for i in range(5)]])
+    out = 35 + j(1.5)
+    stretch = both([[(out + j(0.4) + 1.0 * i, 70 + 4.5 * i) for i in range(5)]])
     maps[20] = furrows(stretch, furrow * 1.2, 1.0)
     return np.stack([maps[au] for au in WRINKLES]).astype(np.float32)
 

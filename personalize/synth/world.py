@@ -23,13 +23,14 @@ from .scene import Scene, expose, film, known_setting, other_skin, stack_views
 
 @dataclass
 class Shot:
-    """Rendered frames of one person with their truth. T frames of S pixels.
+    """Rendered frames of one person with their truth. T frames of S pixels, of ``person``.
 
     images: (T, S, S, 3) uint8 sRGB. target: (T, K) intensities 0-5, AU25 and AU26 measured. pose: (T, 3) radians pitch, yaw, roll as
     OpenFace signs them. local: (T, V, 3) vertices in head axes, mm; rotation, translation, focal: the cameras. buffers: the renderer's
     ground truth (triangles, weights, normals). scenes: of each frame.
     """
 
+    person: Person
     images: np.ndarray
     target: np.ndarray
     pose: np.ndarray
@@ -91,13 +92,11 @@ class Shot:
         return (triangle >= 0) & np.isin(material[np.maximum(triangle, 0)], (0, 1, 2))
 
     def au_support(self, frame: int, au: int) -> np.ndarray:
-        """(S, S) float: how far, in mm, the AU at full strength moves the surface seen at each pixel.
+        """(S, S) float: how far, in mm, the AU at full strength, with a gain of 1, moves this person's surface seen at each pixel.
 
         For AU25 and AU26, which are measured, what parting the lips and dropping the jaw alone would move.
         """
-        from .person import au_matrix
-
-        left, right = au_matrix()
+        left, right = self.person.actions
         names, moves = controls()
         strength = (left + right)[AUS.index(au)]
         for name, value in {25: {"mouthLowerDown": 0.8, "mouthUpperUp": 0.4}, 26: {"jawOpen": 0.65}}.get(au, {}).items():
@@ -159,7 +158,7 @@ class World:
                     image = film(image, camera, grain)
                 images.append(image)
             srgb = (to_srgb(torch.from_numpy(np.stack(images))) * 255).round().to(torch.uint8).numpy()
-            yield Shot(srgb, target, pose[rows], local, rotation, translation, focal, pictures, list(chosen))
+            yield Shot(person, srgb, target, pose[rows], local, rotation, translation, focal, pictures, list(chosen))
 
     def stills(self, person: Person, n: int, seed: int, neutral: int = 1) -> Shot:
         """n unrelated pictures of a person, the first ``neutral`` of them with a resting face; each in its own light and pose."""

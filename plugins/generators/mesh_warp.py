@@ -10,6 +10,7 @@ AU25 and AU26 are what the lips' gap and the chin's drop measure (AU10, AU16 and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -395,6 +396,10 @@ class MeshWarp(Generator):
         return np.median(np.stack(found), axis=0) if found else None
 
     # --- pictures ---------------------------------------------------------------------------------------------------------------
+
+    def content(self) -> str:
+        """Source, and the mesh that it moves."""
+        return super().content() + hashlib.sha256(ASSET.read_bytes()).hexdigest()
 
     def restart(self, number: int) -> None:
         """The pictures of a set are numbered by the set."""

@@ -31,8 +31,9 @@ class EWC(ParameterRegularizer):
     The penalty is weight/2 * sum_i F_i (w_i - w_start_i)^2 (Kirkpatrick et al., 2017, eq. 3), F the diagonal of the Fisher information.
 
     F is the mean over samples of the squared gradient of *one sample's* log-likelihood, summed over its AUs; squaring the gradient of a
-    batch's mean instead would make it depend on the batch size. Where one object is started again, for the next task, F <- decay * F + F_new
-    and the anchor moves (online EWC; Schwarz et al., 2018, section 2.3); ``personalize fit`` starts a new one for each person, from the base.
+    batch's mean instead would make it depend on the batch size. Where one object is started again, for the next task,
+    F <- decay * F + F_new and the anchor moves (online EWC; Schwarz et al., 2018, section 2.3); ``personalize fit`` starts a new one for
+    each person, from the base.
 
     Args:
         weight: the strength.
@@ -138,10 +139,13 @@ class EWC(ParameterRegularizer):
         """Sum over the ranks of a distributed run, so that all hold the same importances."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return mass
+        # NCCL reduces on GPUs only, and a later round's model starts on the CPU.
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
         for total in totals.values():
-            torch.distributed.all_reduce(total)
-        shared = torch.tensor(mass, dtype=torch.float64 if next(iter(totals.values())).device.type != "mps" else torch.float32)
-        shared = shared.to(next(iter(totals.values())).device)
+            there = total.to(device)
+            torch.distributed.all_reduce(there)
+            total.copy_(there)
+        shared = torch.tensor(mass, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(shared)
         return float(shared)
 
