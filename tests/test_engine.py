@@ -471,7 +471,7 @@ def test_regularizers_hold_to_the_base_in_every_round(fit: Run, tmp_path: Path) 
         "import json, pathlib, torch\n"
         "from personalize.registry import register\n"
         "from personalize_plugins.regularizers.l2sp import L2SP\n\n"
-        "@register('mine')\n"
+        "@register('spy')\n"
         "class Mine(L2SP):\n"
         "    def importance(self, model, batches, loss, predict):\n"
         "        rows = sum(len(b['crop']) for b in batches)\n"
@@ -480,7 +480,7 @@ def test_regularizers_hold_to_the_base_in_every_round(fit: Run, tmp_path: Path) 
         "            file.write(json.dumps([rows, moved]) + chr(10))\n"
         "        return super().importance(model, batches, loss, predict)\n"
     )
-    said = fit("--plugins", tmp_path / "mine.py", "--regularizer", "mine", "rounds=2", "optim.max_steps=2", "generator.samples=6")
+    said = fit("--plugins", tmp_path / "mine.py", "--regularizer", "spy", "rounds=2", "optim.max_steps=2", "generator.samples=6")
     assert said.code == 0, said.err
     rounds = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
     assert len(rounds) == 2 and rounds[0] == rounds[1] and rounds[0][0] == 32, "all that the buffer holds"
@@ -490,17 +490,17 @@ def test_a_generator_without_pictures_is_told_of(fit: Run, tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(
         "from personalize.generators import Generator\n"
         "from personalize.registry import register\n\n"
-        "@register('mine')\n"
+        "@register('never')\n"
         "class Mine(Generator):\n"
         "    def prepare(self, identity, seed):\n"
         "        pass\n\n"
         "    def generate(self, requests):\n"
         "        return [None for _ in requests]\n"
     )
-    said = fit("--plugins", tmp_path / "mine.py", "--generator", "mine", "optim.max_steps=2")
-    line = "generator mine made none of 12 pictures; the fit learns from the clip's calm frames, labels and rehearsal alone"
+    said = fit("--plugins", tmp_path / "mine.py", "--generator", "never", "optim.max_steps=2")
+    line = "generator never made none of 12 pictures; the fit learns from the clip's calm frames, labels and rehearsal alone"
     assert said.code == 0 and warned(said).count(line) == 1
-    assert "generator mine made none of 12 pictures" in (tmp_path / "runs/her/v1/report.html").read_text()
+    assert "generator never made none of 12 pictures" in (tmp_path / "runs/her/v1/report.html").read_text()
     assert not any("made none" in w for w in warned(fit("--generator", "replay_only", "optim.max_steps=2")))
     other = engine.no_pictures({"generator": {"name": "mesh_warp", "samples": 240}, "tracker": {"name": "face_alignment"}}, "ibug68")
     assert ": those of tracker face_alignment are not the 478 points that most generators need; the fit" in other
@@ -514,12 +514,12 @@ def test_a_run_goes_on_with_what_it_was_begun_with(face_clip: Clip, fit: Run, tm
     table.write_text("clip,frame,AU12\n" + "".join(f"clip.mp4,{i},{3 * (i % 2)}\n" for i in range(40)))
     stop = "from personalize.registry import register\nfrom personalize_plugins.generators.replay_only import ReplayOnly\n"
     (tmp_path / "mine.py").write_text(
-        stop + "import os\n\n@register('mine')\nclass Mine(ReplayOnly):\n    def prepare(self, identity, seed):\n"
+        stop + "import os\n\n@register('stops')\nclass Mine(ReplayOnly):\n    def prepare(self, identity, seed):\n"
         "        if 'STOP' in os.environ:\n            raise KeyboardInterrupt\n"
     )
     os.environ["STOP"] = "1"
     try:
-        words = ["--plugins", tmp_path / "mine.py", "--generator", "mine", "--labels", table, "optim.max_steps=2"]
+        words = ["--plugins", tmp_path / "mine.py", "--generator", "stops", "--labels", table, "optim.max_steps=2"]
         assert fit(*words, clip=clip).code == 130
     finally:
         del os.environ["STOP"]
@@ -533,7 +533,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(face_clip: Clip, fit: Run, tm
     assert command_resume(run) == (2, f"error: the clip is not the one that {run} was begun with: put that back, or start anew.")
     (tmp_path / "real.mp4").write_bytes(whole)
     assert command_resume(run)[0] == 0, "a link keeps its name, by which labels go"
-    assert Profile.load(run).recipe["generator"]["name"] == "mine"
+    assert Profile.load(run).recipe["generator"]["name"] == "stops"
 
 
 def command_resume(run: Path) -> tuple[int, str]:
