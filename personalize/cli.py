@@ -389,7 +389,8 @@ def _run(name: str, args: argparse.Namespace) -> int:
     if VERBS[name].recipe and getattr(args, "recipe", None) and not getattr(args, "resume", None):
         from .config import check_keys
 
-        check_keys(args.recipe, args.overrides)  # before the libraries that a verb needs are loaded, which takes seconds
+        kind = name.split()[0] if name in ("base fit", "generator fit") else "fit"
+        check_keys(args.recipe, args.overrides, kind)  # before the libraries that a verb needs are loaded, which takes seconds
     module, _, function = VERBS[name].target.partition(":")
     result = getattr(importlib.import_module(f"{__package__}.{module}"), function)(args)
     return int(result or 0)

@@ -279,11 +279,12 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
     return plain
 
 
-def check_keys(name_or_path: str | Path, overrides: Iterable[str]) -> None:
+def check_keys(name_or_path: str | Path, overrides: Iterable[str], kind: str) -> None:
     """Raise the ConfigError that :func:`load_recipe` would for a key that no plug-in has to say anything about, without their libraries:
-    whoever mistypes one is told at once."""
+    whoever mistypes one is told at once. Of a recipe of another kind it says nothing."""
     resolved, reference = _resolved(name_or_path, overrides)
-    _checked_plain(resolved, reference)
+    if reference["kind"] == kind:
+        _checked_plain(resolved, reference)
 
 
 def _resolved(name_or_path: str | Path, overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
