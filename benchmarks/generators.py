@@ -31,8 +31,8 @@ from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 from personalize.judge import FACES, Case, Held, judge, write
 from personalize.metrics import bootstrap, paired
-from personalize.synth.clips import Camera, Clip
-from personalize.synth.person import controls, person_seed
+from personalize.synth.clips import Camera, Clip, camera_stream
+from personalize.synth.person import controls
 from personalize.synth.scene import Scene
 from personalize.synth.world import World
 from personalize.video import open_media
@@ -51,8 +51,8 @@ class Renders(Generator):
 
     def prepare(self, identity: Identity, seed: int) -> None:
         self.identity, self.grain = identity, np.random.default_rng([seed, 4401])
-        draw = np.random.default_rng([person_seed(self.clip.split, self.clip.person), self.clip.seed, 7011])
-        self.scene, self.camera = Scene.sample(np.random.default_rng([self.person.seed, self.clip.seed, 7005])), Camera.sample(draw)
+        self.scene = Scene.sample(np.random.default_rng([self.person.seed, self.clip.seed, 7005]))
+        self.camera = Camera.sample(camera_stream(self.clip))
         # How far the lips part and the jaw drops for each strength of their controls.
         names = controls()[0]
         self.open = {25: _controls(names, {"mouthLowerDown": 0.7, "mouthUpperUp": 0.4}), 26: _controls(names, {"jawOpen": 1.0})}

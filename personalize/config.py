@@ -31,6 +31,7 @@ from yaml import YAMLError
 
 from . import registry
 from .errors import ConfigError, unknown
+from .ranks import several
 from .ui import one_line
 
 REFERENCES = {"fit": "default", "base": "base", "generator": "generator"}
@@ -304,8 +305,6 @@ def _resolved(name_or_path: str | Path, overrides: Iterable[str]) -> tuple[dict[
 
 def one_device(recipe: Mapping[str, Any], verb: str) -> None:
     """Raise ConfigError where a recipe asks for several devices and the command runs many fits side by side or one of several steps."""
-    from .ranks import several
-
     if several(recipe["trainer"]):
         raise ConfigError(f"{verb} trains on one device: leave trainer.devices at 1. personalize fit uses several.")
 

@@ -29,7 +29,7 @@ from .faces import Observation, Tracker
 from .generators import Generator, Request, ask
 from .identity import Identity
 from .reader import batch_of
-from .tracks import largest
+from .tracks import face_of
 
 _SINGLES = tuple(a for a in AUS if a not in (25, 26))
 _BROKEN = (
@@ -149,15 +149,12 @@ def generate(
                 if sample is None:
                     rejected[cell] += 1
                     continue
-                face = largest(tracker.detect(sample.image, 0.0, True))
-                try:
-                    pose = None if face is None else geometry.fit_pose(face.landmarks, tracker.scheme)
-                except (ValueError, np.linalg.LinAlgError):  # a mesh without extent
-                    pose = None
+                found = face_of(sample.image, tracker)
                 asked = identity.observations[sample.source].upright if request.pose is None else np.asarray(request.pose)
-                if face is None or pose is None or np.abs(geometry.upright(pose.angles) - asked)[:2].max() > 0.35:
+                if found is None or np.abs(geometry.upright(found[1].angles) - asked)[:2].max() > 0.35:
                     rejected[cell] += 1
                     continue
+                face, pose = found
                 crop, _ = geometry.crop(sample.image, pose, tracker.scheme)
                 rows["crop"].append(crop)
                 rows["landmarks"].append(geometry.as_mesh(face.landmarks, pose, tracker.scheme))

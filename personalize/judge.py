@@ -39,7 +39,7 @@ from .identity import NEAR_S, Identity, find_neutral
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
-from .tracks import largest
+from .tracks import face_of
 from .video import Media, open_media
 from .weights import Base, load_base
 
@@ -186,13 +186,10 @@ def _asked(identity: Identity, source: int, whole: bool) -> list[Cell]:
 
 def observed(sample: Sample, case: Case) -> Observation | None:
     """A picture as the tracker sees it; its view is itself, its time that of the frame it was made from. None without a face."""
-    face = largest(case.tracker.detect(sample.image, 0.0, True))
-    if face is None:
+    found = face_of(sample.image, case.tracker)
+    if found is None:
         return None
-    try:
-        pose = geometry.fit_pose(face.landmarks, case.tracker.scheme)
-    except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
-        return None
+    face, pose = found
     crop, to_frame = geometry.crop(sample.image, pose, case.tracker.scheme)
     made_from = case.identity.observations[sample.source]
     return Observation(

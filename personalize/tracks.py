@@ -441,9 +441,16 @@ def _detected(media: Media, tracker: Tracker) -> Iterator[tuple[Frame, list[Face
             yield from ahead
 
 
-def largest(faces: list[Face]) -> Face | None:
-    """Of the faces of a picture that is of one person, theirs."""
-    return max(faces, key=lambda f: _area(f.box)) if faces else None
+def face_of(image: np.ndarray, tracker: Tracker, timestamp: float = 0.0, still: bool = True) -> tuple[Face, geometry.Pose] | None:
+    """Of a picture that is of one person, their face, the largest, and its pose; None where there is none."""
+    faces = tracker.detect(image, timestamp, still)
+    if not faces:
+        return None
+    face = max(faces, key=lambda f: _area(f.box))
+    try:
+        return face, geometry.fit_pose(face.landmarks, tracker.scheme)
+    except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
+        return None
 
 
 def tracked_sample(
@@ -451,12 +458,9 @@ def tracked_sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Crop (112, 112, 3), normalised landmarks (478, 3) and pose (3,) of a picture's largest face; None where there is none. For training:
     the tracker's scheme is 'mesh478'."""
-    face = largest(tracker.detect(image, timestamp, still))
-    if face is None:
+    found = face_of(image, tracker, timestamp, still)
+    if found is None:
         return None
-    try:
-        pose = geometry.fit_pose(face.landmarks, tracker.scheme)
-    except (ValueError, np.linalg.LinAlgError):  # a collapsed mesh is no face
-        return None
+    face, pose = found
     crop, _ = geometry.crop(image, pose, tracker.scheme)
     return crop, geometry.normalise(face.landmarks, pose), np.array(pose.angles, np.float32)

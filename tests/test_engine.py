@@ -441,26 +441,31 @@ def test_two_fits_side_by_side_keep_one_set_of_samples(fit: Run, tmp_path: Path,
     assert list((tmp_path / "runs/her/generated").iterdir()) == [made] and made.stat().st_mtime_ns == before
 
 
+STOPS = (
+    "import os\n"
+    "from personalize.registry import register\n"
+    "from personalize_plugins.generators.replay_only import ReplayOnly\n\n"
+    "@register('mine')\n"
+    "class Mine(ReplayOnly):\n"
+    "    def prepare(self, identity, seed):\n"
+    "        if 'STOP' in os.environ:\n"
+    "            raise KeyboardInterrupt\n"
+)
+"""A plug-in at which a fit stops, when told to."""
+
+
+def alone(folder: Path, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """``personalize fit`` in a folder, in a process of its own, with more in its environment."""
+    call = [Path(sys.executable).with_name("personalize"), "fit", *words]
+    return subprocess.run(call, env={**os.environ, **more}, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
 def test_plugin_files_are_known_to_the_fit_that_goes_on(face_clip: Clip, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import os\n"
-        "from personalize.registry import register\n"
-        "from personalize_plugins.generators.replay_only import ReplayOnly\n\n"
-        "@register('mine')\n"
-        "class Mine(ReplayOnly):\n"
-        "    def prepare(self, identity, seed):\n"
-        "        if 'STOP' in os.environ:\n"
-        "            raise KeyboardInterrupt\n"
-    )
+    (tmp_path / "mine.py").write_text(STOPS)
     words = ["--identity", str(face_clip.path), "--name", "her", "--plugins", "mine.py", "--generator", "mine", *SMALL]
-
-    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        call = [str(Path(sys.executable).with_name("personalize")), "fit", *words]
-        return subprocess.run(call, env={**os.environ, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-
-    stopped = run(*words, STOP="1")
+    stopped = alone(tmp_path, *words, STOP="1")
     assert stopped.stderr.splitlines()[-1] == "Interrupted. Resume with: personalize fit --resume runs/her/v1"
-    done = run("--resume", "runs/her/v1")
+    done = alone(tmp_path, "--resume", "runs/her/v1")
     assert done.returncode == 0, done.stderr
     assert Profile.load(tmp_path / "runs/her/v1").recipe["generator"]["name"] == "mine"
 
@@ -504,32 +509,26 @@ def test_a_run_goes_on_with_what_it_was_begun_with(face_clip: Clip, tmp_path: Pa
     shutil.copy(face_clip.path, tmp_path / "real.mp4")
     clip.symlink_to("real.mp4")
     table.write_text("clip,frame,AU12\n" + "".join(f"clip.mp4,{i},{3 * (i % 2)}\n" for i in range(40)))
-    stop = "from personalize.registry import register\nfrom personalize_plugins.generators.replay_only import ReplayOnly\n"
-    (tmp_path / "mine.py").write_text(
-        stop + "import os\n\n@register('stops')\nclass Mine(ReplayOnly):\n    def prepare(self, identity, seed):\n"
-        "        if 'STOP' in os.environ:\n            raise KeyboardInterrupt\n"
-    )
-    words = ["--plugins", tmp_path / "mine.py", "--generator", "stops", "--labels", table, "--name", "her", "optim.max_steps=2"]
-    began = [Path(sys.executable).with_name("personalize"), "fit", "--identity", clip, *SMALL, *words]
-    done = subprocess.run(began, env={**os.environ, "STOP": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    (tmp_path / "mine.py").write_text(STOPS)
+    words = [*SMALL, "--plugins", "mine.py", "--generator", "mine", "--labels", table, "--name", "her", "optim.max_steps=2"]
+    done = alone(tmp_path, "--identity", clip, *words, STOP="1")
     assert done.returncode == 130, done.stderr
     run = tmp_path / "runs/her/v1"
+
+    def resumed() -> tuple[int, str]:
+        done = alone(tmp_path, "--resume", run)
+        return done.returncode, done.stderr.splitlines()[-1]
+
     kept = table.read_text()
     table.write_text(kept + "clip.mp4,41,1\n")
-    assert command_resume(run) == (2, f"error: the label file is not the one that {run} was begun with: put that back, or start anew.")
+    assert resumed() == (2, f"error: the label file is not the one that {run} was begun with: put that back, or start anew.")
     table.write_text(kept)
     whole = (tmp_path / "real.mp4").read_bytes()
     (tmp_path / "real.mp4").write_bytes(whole + b"0")
-    assert command_resume(run) == (2, f"error: the clip is not the one that {run} was begun with: put that back, or start anew.")
+    assert resumed() == (2, f"error: the clip is not the one that {run} was begun with: put that back, or start anew.")
     (tmp_path / "real.mp4").write_bytes(whole)
-    assert command_resume(run)[0] == 0, "a link keeps its name, by which labels go"
-    assert Profile.load(run).recipe["generator"]["name"] == "stops"
-
-
-def command_resume(run: Path) -> tuple[int, str]:
-    call = [str(Path(sys.executable).with_name("personalize")), "fit", "--resume", str(run)]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=240)
-    return done.returncode, done.stderr.splitlines()[-1]
+    assert resumed()[0] == 0, "a link keeps its name, by which labels go"
+    assert Profile.load(run).recipe["generator"]["name"] == "mine"
 
 
 def test_a_profile_that_is_written_is_not_lost_with_the_report(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,9 +119,15 @@ class Camera:
         return frame
 
 
+def camera_stream(clip: Clip) -> np.random.Generator:
+    """What draws the clip's camera, and then its noise; not what draws the scene: any camera in any light."""
+    from .person import person_seed
+
+    return np.random.default_rng([person_seed(clip.split, clip.person), clip.seed, 7011])
+
+
 def render(clip: Clip, folder: Path) -> Path:
     """Render a clip into a folder, unless it is there already, and return its file; both files whole or not at all."""
-    from .person import person_seed
     from .world import World
 
     path = clip.path(folder)
@@ -130,7 +136,7 @@ def render(clip: Clip, folder: Path) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     world = World(size=clip.size)
-    rng = np.random.default_rng([person_seed(clip.split, clip.person), clip.seed, 7011])  # not the scene's: any camera in any light
+    rng = camera_stream(clip)
     camera = Camera.sample(rng)
     targets = []
     with VideoWriter(path, clip.fps, (clip.size, clip.size)) as writer:

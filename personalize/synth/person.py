@@ -152,17 +152,21 @@ def au_matrix() -> tuple[np.ndarray, np.ndarray]:
     left, right = np.zeros((len(AUS), len(moves)), np.float32), np.zeros((len(AUS), len(moves)), np.float32)
     for au, parts in AU_ACTIONS.items():
         for name, strength in parts.items():
-            rows_left, rows_right = _sides(name, names)
-            both = 0.5 if not rows_right else 1.0
-            left[AUS.index(au), rows_left] += strength * both
-            right[AUS.index(au), rows_right or rows_left] += strength * both
+            _pull(left[AUS.index(au)], right[AUS.index(au)], *_sides(name, names), strength)
     return left, right
+
+
+def _pull(left: np.ndarray, right: np.ndarray, rows_left: list[int], rows_right: list[int], strength: float) -> None:
+    """Add a control (its :func:`_sides`) to those (C,) of the left and the right half, which share it where it has no sides."""
+    both = 1.0 if rows_right else 0.5
+    left[rows_left] += strength * both
+    right[rows_right or rows_left] += strength * both
 
 
 def person_actions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """:func:`au_matrix` as one person moves: muscles insert elsewhere and pull at other neighbours in everyone."""
     names = controls()[0]
-    left, right = (m.copy() for m in au_matrix())
+    left, right = (np.zeros_like(m) for m in au_matrix())
     for au, parts in AU_ACTIONS.items():
         k = AUS.index(au)
         # Lips that push each other up go as in everyone: one more, the other less, and they would pass through each other.
@@ -174,10 +178,7 @@ def person_actions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             chosen = (name, *VARIANTS.get(name, ()))
             shares = rng.dirichlet([1.0] * len(chosen)) if len(chosen) > 1 else np.ones(1)
             for one, share in zip(chosen, shares, strict=True):
-                rows_left, rows_right = _sides(one, names)
-                both = 0.5 if not rows_right else 1.0
-                left[k, rows_left] = strength * factor * share * both
-                right[k, rows_right or rows_left] = strength * factor * share * both
+                _pull(left[k], right[k], *_sides(one, names), strength * factor * share)
         for name, spread in NEIGHBOURS.get(au, {}).items():
             strength = float(rng.normal(0, spread)) * (rng.random() < 0.6)
             rows_left, rows_right = _sides(name, names)
