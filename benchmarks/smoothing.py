@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     base = load_base(args.base)
     if base.smoothing is None:
-        parser.error(f"the base '{base.name}' has no smoothing parameters: run python -m personalize.smooth --base PATH")
+        parser.error(f"the base '{base.name}' has no smoothing parameters: train it with smoothing.people above 0")
     courses = sequences_from_clips(base, args.people, args.seconds, "validation", 0, (args.fps,), args.folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an AU that never rests has no flicker

@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from . import __version__, ranks, tracking, ui
+from . import __version__, ranks, smooth, tracking, ui
 from .augment import augment_landmarks, redraw, thin_out
 from .aus import AUS, COLUMNS
-from .config import digest
+from .circumstances import circumstances
+from .config import changes, digest
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
 from .datasets.mixing import NO_NEUTRAL, AUDataModule, MixedBatches, MixedRows, mixed_loss
 from .errors import ConfigError, InputError
 from .metrics import auc, icc31, mae
 from .model import POINTS, AUNet
+from .profile import strip_paths
 from .weights import KNOTS, SHIPPED, Base, load_base, save_base
 
 __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
@@ -372,7 +374,9 @@ def fit(
     untaught = [name for k, name in enumerate(COLUMNS) if not taught[k] and name in earlier]
     if untaught:
         ui.warn(f"no source codes {', '.join(untaught)}: the model learns nothing of them. Add --data synthetic, or another source.")
-    work = _working_folder(folder, digest({"recipe": recipe, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
+    # Smoothing is learnt when all else is done: films can be asked for anew without training again.
+    asked = {key: value for key, value in recipe.items() if key != "smoothing"}
+    work = _working_folder(folder, digest({"recipe": asked, "fold": fold, "data": data.card(), "pictures": len(train["crop"])}))
     net = first_weights(recipe, train, begun)
 
     rank = 0
@@ -421,8 +425,6 @@ def fit(
         "data": f"{len(train['crop'])} tracked pictures of {len(np.unique(train['person']))} people; {held}",
         "data_sources": named,
         "recipe": recipe,
-        "command": "personalize base fit --recipe base",
-        "hours": round((time.time() - started) / 3600, 2),
         "readout": {
             name: fit_readout(readings[known][judged], truth[judged]).round(3).tolist()
             for name, known in (("alone", False), ("neutral", True))
@@ -433,6 +435,13 @@ def fit(
             **{mode: scores(read_renders(best, validation, mode)[judged], truth[judged]) for mode in ("crop", "landmarks")},
         },
     }
+    filmed = recipe["smoothing"]
+    if filmed["people"]:
+        save_base(work / folder.name, best, card)
+        courses = smooth.sequences_from_clips(load_base(str(work / folder.name)), filmed["people"], filmed["seconds"])
+        card["smoothing"] = smooth.to_card(smooth.fit_smoother(courses))
+    words = ["personalize", "base", "fit", *(w for s in sources for w in ("--data", s.name)), *(() if fold is None else ("--fold", fold))]
+    card["made"] = circumstances([*words, *strip_paths(changes(recipe))]) | {"hours": round((time.time() - started) / 3600, 2)}
     save_base(path, best, card)
     if only_synthetic:
         write_base_domain(train, folder / "replay.npz")

@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import datetime
 import functools
 import hashlib
 import json
 import math
 import multiprocessing
 import os
-import platform
-import shlex
 import shutil
 import sys
 import time
@@ -33,6 +30,7 @@ import numpy as np
 
 from . import registry, scoring, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY
+from .circumstances import circumstances
 from .errors import ConfigError, InputError
 from .faces import Observation
 from .metrics import Interval
@@ -73,6 +71,9 @@ class Job:
 
 def bench_command(args: argparse.Namespace) -> int:
     """``personalize bench``. args: people, output, recipe, generators, seed, quick, plugins, overrides."""
+    from .base import load_base
+    from .profile import strip_paths
+
     started = time.perf_counter()
     folder = Path(args.output)
     jobs = plan(args, folder)
@@ -93,7 +94,11 @@ def bench_command(args: argparse.Namespace) -> int:
             if held["refused"]:
                 ui.warn(f"{name}: {label(fit)} stays with the base: {held['refused']}")
     result |= {"skipped": left_out, "quick": bool(args.quick), "seconds": round(time.perf_counter() - started, 1)}
-    result |= circumstances(args, jobs[0])
+    words = ["personalize", "bench", "--people", args.people, "--recipe", Path(args.recipe).name, "--generators", args.generators]
+    words += ["--seed", args.seed, *(["--quick"] if args.quick else []), *args.overrides]
+    base = load_base(_recipe(jobs[0])["base"])
+    result |= circumstances(words) | {"base": {"name": Path(base.name).name, "sha256": base.sha256}}
+    result["recipes"] = strip_paths(jobs[0].recipes)
     write(folder, result)
     show(result)
     ui.info(f"wrote {folder / 'bench.json'}, bench.csv, bench.md, bench.png")
@@ -534,46 +539,6 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 # --- what is written and shown --------------------------------------------------------------------------------------------------------
-
-
-def circumstances(args: argparse.Namespace, job: Job) -> dict[str, Any]:
-    """Date, command, versions, machine, base and recipes; no paths."""
-    import importlib.metadata
-
-    from . import __version__
-    from .base import load_base
-    from .profile import strip_paths
-
-    base = load_base(_recipe(job)["base"])
-    versions = {"personalize": __version__, "python": platform.python_version()}
-    for name in ("torch", "lightning", "timm", "kornia", "mediapipe", "numpy", "opencv-python-headless", "warp-lang", "av"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    words = ["personalize", "bench", "--people", args.people, "--recipe", Path(args.recipe).name, "--generators", args.generators]
-    words += ["--seed", args.seed, *(["--quick"] if args.quick else []), *args.overrides]
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017
-        "command": shlex.join(str(w) for w in words),
-        "versions": versions,
-        "machine": machine(),
-        "base": {"name": Path(base.name).name, "sha256": base.sha256},
-        "recipes": strip_paths(job.recipes),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPU and system."""
-    import torch
-
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    out: dict[str, Any] = {"processor": processor, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        out["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    out["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return out
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:

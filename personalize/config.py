@@ -52,6 +52,8 @@ _AT_LEAST = {
     "gate.open": 0,
     "gate.trust": 0,
     "profile.max_mb": 0,
+    "smoothing.people": 0,
+    "smoothing.seconds": 1,
 }
 _AT_MOST = {"seed": 2**24}
 """Seeds of rounds and pictures are made of the run's."""
@@ -278,6 +280,17 @@ def load_recipe(name_or_path: str | Path = "default", overrides: Iterable[str] =
         raise ConfigError(f"recipe {name_or_path} is of kind '{found}', which an override cannot change.")
     assert isinstance(plain, dict)
     return plain
+
+
+def changes(recipe: Mapping[str, Any]) -> list[str]:
+    """The overrides, ``key=value``, that make this whole recipe of the shipped one of its kind, in its order."""
+
+    def differ(path: str, value: Any, model: Any) -> list[str]:
+        if isinstance(value, Mapping) and isinstance(model, Mapping):
+            return [line for key in value for line in differ(f"{path}.{key}".lstrip("."), value[key], model.get(key))]
+        return [] if value == model else [f"{path}={json.dumps(value)}"]
+
+    return differ("", recipe, load_recipe(REFERENCES[recipe["kind"]]))
 
 
 def check_keys(name_or_path: str | Path, overrides: Iterable[str], kind: str) -> None:

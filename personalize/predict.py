@@ -244,7 +244,7 @@ def predict(
 def _smoothing(base: Base) -> np.ndarray:
     if base.smoothing is None:
         raise ProfileError(
-            f"the base model '{base.name}' has not learnt to smooth: leave --smooth out, or run python -m personalize.smooth --base PATH."
+            f"the base model '{base.name}' has not learnt to smooth: leave --smooth out, or train it with smoothing.people above 0."
         )
     return base.smoothing
 

@@ -1,19 +1,12 @@
 """A causal filter that takes the flicker out of a clip's intensities: each frame's reading is mixed with what came before, never after.
 
-Large moves pass at once, trembling is damped; how large is large is learnt for each AU from rendered clips, whose truth is known:
-
-    python -m personalize.smooth --base PATH
-
-renders clips of people that the base was not trained on, tracks and reads them as users' clips are, fits the filter and writes it into
-the base's card, PATH.json, under 'smoothing'. The weights and their hash, and with them all profiles, stay as they are.
+Large moves pass at once, trembling is damped; how large is large is learnt for each AU, as the last stage of ``personalize base fit``, from
+rendered clips of people that the base was not trained on, tracked and read as users' clips are. It stands in the base's card under
+'smoothing'.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,41 +196,3 @@ def from_card(card: dict[str, Any], aus: int) -> np.ndarray | None:
     if params.shape != (len(PARAMETERS), aus) or not np.isfinite(params).all():
         raise ValueError(f"smoothing parameters of shape {params.shape}")
     return params
-
-
-def main() -> int:
-    """Fit the filter of a base and write it into its card; returns the exit code."""
-    from . import ui
-    from .errors import PersonalizeError
-
-    try:
-        return _main()
-    except PersonalizeError as error:
-        ui.error(error)
-        return 2
-
-
-def _main() -> int:
-    from .weights import load_base, weights_at
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="the base's path, as in personalize/assets/base-s")
-    parser.add_argument("--people", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--folder", type=Path, help="keep the clips here, and use those that are there")
-    args = parser.parse_args()
-    path = weights_at(args.base)
-    params = fit_smoother(sequences_from_clips(load_base(str(path)), args.people, args.seconds, folder=args.folder))
-    card = path.with_suffix(".json")
-    content = json.loads(card.read_text())
-    command = f"python -m personalize.smooth --people {args.people} --seconds {args.seconds:g}"
-    content["smoothing"] = to_card(params) | {"command": command}
-    temporary = card.with_name(f".{card.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, card)
-    print(f"wrote 'smoothing' into {card}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

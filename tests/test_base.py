@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -240,19 +241,25 @@ def test_mixed_loss_is_the_ordinal_loss_where_all_are_intensities() -> None:
 SMALL_ONE = [
     "world.train_people=3", "world.validation_people=2", "world.pictures=4", "world.size=112", "world.workers=1", "optim.people=2",
     "optim.each=2", "optim.epochs=1", "top.epochs=1", "top.people=2", "top.views=1", "model.width=16", "model.hidden=16",
-    "model.backbone_options.channels=[8,8,8,8]", "model.backbone_options.stem_width=8",
+    "model.backbone_options.channels=[8,8,8,8]", "model.backbone_options.stem_width=8", "smoothing.people=0",
 ]  # fmt: skip
 
 
 def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     """A base is rendered, trained, written, judged, and read again; the rehearsal set lies beside it."""
     folder = tmp_path / "mine"
-    said = command("base", "fit", "--output", folder, *SMALL_ONE)
+    said = command("base", "fit", "--output", folder, *SMALL_ONE, "smoothing.people=1", "smoothing.seconds=1")
     assert said.code == 0
     assert sorted(p.name for p in folder.glob("mine.*")) == ["mine.json", "mine.safetensors"] and (folder / "replay.npz").is_file()
     base = load_base(str(folder / "mine"))
     assert base.name == "mine" and base.net.config["width"] == 16 and base.thresholds.shape == (K,)
     assert base.card["data_sources"] == {"sources": ["synthetic"], "fold": None, "people": []}
+    assert base.smoothing is not None and base.smoothing.shape == (4, K)
+    made = base.card["made"]
+    assert set(made) == {"date", "command", "versions", "machine", "hours"} and 0 < made["hours"] < 1
+    words = shlex.split(made["command"])
+    assert words[:5] == ["personalize", "base", "fit", "--data", "synthetic"]
+    assert load_recipe("base", words[5:]) == base.card["recipe"]  # given again, it trains the same
     said = command("base", "evaluate", "--base", folder / "mine", "--data", folder / "renders", "--output", tmp_path / "table.json")
     assert said.code == 0
     table = json.loads((tmp_path / "table.json").read_text())

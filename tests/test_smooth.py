@@ -1,4 +1,4 @@
-"""The causal filter behind ``predict --smooth``: its recursion, what it promises, its fit, and the command."""
+"""The causal filter behind ``predict --smooth``: its recursion, what it promises, its fit, and its place in the card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from conftest import Clip, Said, write_clip
 
-from personalize import smooth
 from personalize.aus import AUS, COLUMNS
 from personalize.errors import InputError, ProfileError
 from personalize.profile import Profile
@@ -158,35 +157,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[np.ndarray | Non
     return copy
 
 
-def test_card_holds_the_parameters(base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The module's command writes them and nothing else; what is broken is said in one line."""
-    path = base(None)
-    before = json.loads(path.with_suffix(".json").read_text())
-    assert load_base(str(path)).smoothing is None
-    asked: list[Any] = []
-    courses = [Course(c.times, np.tile(c.readings, (1, 11)), np.tile(c.truth, (1, 11))) for c in (made(0, 25, 64),)]
-    monkeypatch.setattr(smooth, "sequences_from_clips", lambda base, *given, **rest: asked.append(given) or courses)
-    learnt_now = fit_smoother(courses, steps=3)
-    monkeypatch.setattr(smooth, "fit_smoother", lambda given: learnt_now if given is courses else None)
-    monkeypatch.setattr("sys.argv", ["smooth", "--base", str(path), "--people", "2", "--seconds", "3"])
-    assert smooth.main() == 0
-    after = json.loads(path.with_suffix(".json").read_text())
-    assert asked == [(2, 3.0)] and {k: v for k, v in after.items() if k != "smoothing"} == before
-    assert after["smoothing"]["command"] == "python -m personalize.smooth --people 2 --seconds 3"
-    assert sorted(path.parent.iterdir()) == [path.with_suffix(".json"), path.with_suffix(".safetensors")]
+def test_card_holds_the_parameters(base: Callable[..., Path]) -> None:
+    """They come back from it; a base without them has none, and what is broken is said in one line."""
+    assert load_base(str(base(None))).smoothing is None
+    params = fit_smoother([Course(c.times, np.tile(c.readings, (1, 11)), np.tile(c.truth, (1, 11))) for c in (made(0, 25, 64),)], steps=3)
+    path = base(params)
     learnt = load_base(str(path)).smoothing
-    assert learnt is not None and np.allclose(learnt, learnt_now, atol=1e-4)
-    monkeypatch.setattr("sys.argv", ["smooth", "--base", str(path.parent)])  # as base fit names it
-    own = path.parent / path.parent.name
-    for suffix in (".json", ".safetensors"):
-        shutil.copy2(path.with_suffix(suffix), own.with_suffix(suffix))
-    assert smooth.main() == 0 and "--people 16" in own.with_suffix(".json").read_text()
-    monkeypatch.setattr("sys.argv", ["smooth", "--base", "nowhere"])
-    assert smooth.main() == 2
-    why = "error: no base model at nowhere.safetensors: give 'base-s', or the path that 'personalize base fit --output' wrote."
-    assert capsys.readouterr().err.splitlines()[-1] == why
-    after["smoothing"]["bias"] = [0.0]
-    path.with_suffix(".json").write_text(json.dumps(after))
+    assert learnt is not None and np.allclose(learnt, params, atol=1e-4)
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["smoothing"]["bias"] = [0.0]
+    path.with_suffix(".json").write_text(json.dumps(card))
     with pytest.raises(ProfileError, match="cannot be read"):
         load_base(str(path))
 
@@ -224,7 +204,7 @@ def test_predict_smooth_needs_parameters(base: Callable[..., Path], face_clip: C
     said = command("predict", "--input", face_clip.path, "--smooth", "--base", base(None), "--output", tmp_path / "a.csv")
     assert said.code == 2 and not (tmp_path / "a.csv").exists()
     assert said.err[-1] == (
-        "error: the base model 'base-s' has not learnt to smooth: leave --smooth out, or run python -m personalize.smooth --base PATH."
+        "error: the base model 'base-s' has not learnt to smooth: leave --smooth out, or train it with smoothing.people above 0."
     )
 
 

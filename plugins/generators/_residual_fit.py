@@ -23,8 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from personalize import __version__, geometry, ranks, tracking, ui
 from personalize.aus import AUS, column
+from personalize.circumstances import circumstances
+from personalize.config import changes
 from personalize.faces import Observation
 from personalize.identity import Identity
+from personalize.profile import strip_paths
 from personalize_plugins.generators._residual import GLOBAL, HALF, MAPS, SIDE, K, ResidualNet, about, conditions, correct
 
 FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -309,8 +312,8 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
         "model": net.config,
         "data": f"{len(train)} pairs of rendered pictures of {len(np.unique(train.data['person']))} people; no photograph of anybody",
         "recipe": recipe,
-        "command": "personalize generator fit --recipe generator",
-        "hours": round((time.time() - started) / 3600, 2),
+        "made": circumstances(["personalize", "generator", "fit", *strip_paths(changes(recipe))])
+        | {"hours": round((time.time() - started) / 3600, 2)},
         "validation": judge(net, validation),
     }
     folder.mkdir(parents=True, exist_ok=True)
