@@ -28,10 +28,10 @@ from .circumstances import circumstances
 from .config import changes, digest
 from .data import write_base_domain
 from .datasets import SYNTHETIC, Source
-from .datasets.mixing import NO_NEUTRAL, AUDataModule, MixedBatches, MixedRows, mixed_loss
+from .datasets.mixing import NO_NEUTRAL, AUDataModule, MixedBatches, MixedRows
 from .errors import ConfigError, InputError
 from .metrics import auc, icc31, mae
-from .model import POINTS, AUNet
+from .model import POINTS, AUNet, ordinal_loss
 from .profile import strip_paths
 from .weights import KNOTS, SHIPPED, Base, load_base, save_base
 
@@ -73,7 +73,7 @@ class BaseModule(L.LightningModule):
             read = self.net.read(self.net.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
             wrong = ((read["intensity"] - batch["target"]).abs() * exact).sum(1).detach() / exact.sum(1).clamp_min(1)
             doubt = ((read["expected_error"] - wrong).abs() * exact.any(1)).mean()
-            losses[branch] = mixed_loss(read["logits"], batch["target"], batch["mask"], batch["occurrence"]) + 0.1 * doubt
+            losses[branch] = ordinal_loss(read["logits"], batch["target"], batch["mask"], occurrence=batch["occurrence"]) + 0.1 * doubt
         self.log_dict({**losses, "located": located})
         return losses["fused"] + losses["crop"] + 0.5 * losses["landmarks"] + located
 

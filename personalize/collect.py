@@ -25,6 +25,8 @@ from .weights import Base
 
 KEEP = 400
 """Frames of a person that are kept: spread over the clip, at most so many, whatever its length; and as many with labels."""
+PRESENT = 2
+"""What a label that says 'present' and no more is known to reach: from here on frames count as present."""
 MAX_PEOPLE = 6
 """People of whom frames are kept at a time: the largest and longest so far, one of whom the clip will be about."""
 
@@ -185,7 +187,7 @@ def extent(found: Collected, media: Media) -> Extent | None:
 @dataclass
 class Truth:
     """Labels of N kept frames. target: (N, K) 0-5; known: (N, K) bool; occurrence: (K,) bool, of which AUs they say presence alone, of
-    which 1 is learned as 3 and judged as 'at least 3'."""
+    which a target of ``PRESENT`` is learned and judged as 'at least so much', one of 0 as it stands."""
 
     target: np.ndarray
     known: np.ndarray
@@ -204,6 +206,11 @@ class Truth:
         """Of some of the frames."""
         return Truth(self.target[chosen], self.known[chosen], self.occurrence)
 
+    @property
+    def at_least(self) -> np.ndarray:
+        """(N, K) int8: ``PRESENT`` where no more is known than that, 0 where the target is an intensity."""
+        return np.where(self.occurrence & (self.target >= 1), PRESENT, 0).astype(np.int8)
+
 
 def labels_of(labels: LabelTable | None, identity: Identity, found: Collected, media: Media, notes: list[str]) -> Truth:
     """The labels of the kept frames. Adds to ``notes``, and warns, where fewer are used than were given."""
@@ -213,7 +220,7 @@ def labels_of(labels: LabelTable | None, identity: Identity, found: Collected, m
         return Truth.unknown(n)
     frames, times = np.array([o.frame for o in observations]), np.array([o.timestamp for o in observations])
     target, known = labels.align(frames, times, [o.file for o in observations], extent(found, media))
-    target = np.where(labels.occurrence[None] & (target >= 1), 3.0, target).astype(np.float32)
+    target = np.where(labels.occurrence[None] & (target >= 1), PRESENT, target).astype(np.float32)
     truth = Truth(target, known, labels.occurrence)
     used = int(known.any(1).sum())
     if not used:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import geometry, ui
 from .aus import AUS
+from .collect import Truth
 from .faces import Observation, Tracker
 from .generators import Generator, Request, ask
 from .identity import Identity
@@ -79,7 +80,8 @@ def needs(identity: Identity, reliability: np.ndarray) -> np.ndarray:
 class Samples:
     """Labelled samples of one person as tensors, N each.
 
-    crop, landmarks, has_landmarks, target, mask, weight as in every batch; source: index of the clip's frame that a sample was made from.
+    crop, landmarks, has_landmarks, target, mask, weight as in every batch; occurrence: (N, K) int8, see
+    :func:`personalize.model.ordinal_loss`; source: index of the clip's frame that a sample was made from.
     """
 
     tensors: dict[str, Tensor]
@@ -118,13 +120,12 @@ def join(parts: Sequence[Samples]) -> Samples:
     return Samples({k: torch.cat([p.tensors[k] for p in filled]) for k in filled[0].tensors}, dict(rejected))
 
 
-def frame_samples(
-    observations: Sequence[Observation], target: np.ndarray, known: np.ndarray, weight: float, source: Sequence[int]
-) -> Samples:
-    """The clip's own frames with labels. target, known: (N, K)."""
+def frame_samples(observations: Sequence[Observation], truth: Truth, weight: float, source: Sequence[int]) -> Samples:
+    """The clip's own frames with labels."""
     tensors = batch_of(observations)
-    tensors["target"] = torch.from_numpy(np.where(known, target, 0).astype(np.float32))
-    tensors["mask"] = torch.from_numpy(known.astype(bool))
+    tensors["target"] = torch.from_numpy(np.where(truth.known, truth.target, 0).astype(np.float32))
+    tensors["mask"] = torch.from_numpy(truth.known.astype(bool))
+    tensors["occurrence"] = torch.from_numpy(truth.at_least)
     tensors["weight"] = torch.full((len(observations),), weight)
     tensors["source"] = torch.tensor(list(source), dtype=torch.int64)
     return Samples(tensors)
@@ -173,6 +174,7 @@ def generate(
         "has_landmarks": torch.ones(n, dtype=torch.bool),
         "target": torch.from_numpy(np.stack(rows["target"]).astype(np.float32)),
         "mask": torch.from_numpy(np.stack(rows["mask"]).astype(bool)),
+        "occurrence": torch.zeros(n, len(AUS), dtype=torch.int8),
         "weight": torch.ones(n),
         "source": torch.tensor(rows["source"], dtype=torch.int64),
     }

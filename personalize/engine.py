@@ -197,7 +197,7 @@ class Session:
         requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
         neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
         made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}
-        key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": __version__})
+        key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": (__version__, 2)})
         kept = self.run_dir.parent / GENERATED / key
         if not (kept / SAMPLES).exists():
             if not self.prepared:
@@ -259,14 +259,12 @@ class Session:
         at_rest = self.trusted > 0.3
         if neutral is not None and at_rest.any():
             rest = [int(i) for i in neutral.indices if not self.held[i]] or [int(i) for i in neutral.indices]
-            zero = np.zeros((len(rest), len(AUS)), np.float32)
-            known = at_rest & ~self.labels.known[rest]  # what a label says of them, it says
-            parts.append(frame_samples([observations[i] for i in rest], zero, known, neutral.confidence, rest))
+            calm = Truth.unknown(len(rest))
+            calm.known = at_rest & ~self.labels.known[rest]  # what a label says of them, it says
+            parts.append(frame_samples([observations[i] for i in rest], calm, neutral.confidence, rest))
         rows = np.flatnonzero(self.labels.known.any(1) & ~self.held)
         if len(rows):
-            parts.append(
-                frame_samples([observations[i] for i in rows], self.labels.target[rows], self.labels.known[rows], 2.0, rows.tolist())
-            )
+            parts.append(frame_samples([observations[i] for i in rows], self.labels.rows(rows), 2.0, rows.tolist()))
         if not parts:
             raise InputError(
                 f"nothing to learn from: {self.identity.name}'s clip shows no calm face and there are neither samples nor labels. "
@@ -506,7 +504,7 @@ class Session:
         samples = join(generated)
         rows = samples.rows(torch.linspace(0, len(samples) - 1, min(len(samples), SHARED)).long())
         n = len(rows["crop"])
-        rows.pop("source")
+        del rows["source"], rows["occurrence"]  # a generated picture's intensities are known
         rows["landmarks"] = torch.nan_to_num(rows["landmarks"])
         if self.neutral is not None:
             rows["neutral_crop"] = self.neutral["crop"][:1].expand(n, -1, -1, -1)

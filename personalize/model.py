@@ -226,14 +226,22 @@ class AUNet(nn.Module):
         return {"intensity": intensity, "logits": logits, "features": fused, "expected_error": doubt}
 
 
-def ordinal_loss(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+def ordinal_loss(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None, occurrence: Tensor | None = None) -> Tensor:
     """Mean over known labels of the cross-entropy of P(y >= j) against clamp(y - j + 1, 0, 1): soft for fractional labels.
 
-    logits: (B, K, 5); target: (B, K) in 0-5; mask: (B, K) bool; weight: broadcastable to (B, K), or None. Zero where nothing is known.
-    The minimum is reached where the expected intensity equals the target.
+    logits: (B, K, 5) of P(y >= 1..5); target: (B, K) in 0-5; mask: (B, K) bool; weight: broadcastable to (B, K), or None. Zero where
+    nothing is known. The minimum is reached where the expected intensity equals the target.
+
+    occurrence: (B, K) int, or None: 0 for an intensity; else the target says y < j (0) or y >= j (1 and more) and no more than
+    that, and the one term of P(y >= j) is the whole likelihood of it in the proportional-odds model.
     """
     levels = torch.arange(_LEVELS, device=logits.device, dtype=logits.dtype)
     soft = (target[..., None].to(logits.dtype) - levels).clamp(0, 1)
     loss = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1)
+    if occurrence is not None:
+        level = occurrence.long()
+        at = logits.gather(-1, (level - 1).clamp_min(0)[..., None])[..., 0]
+        said = F.binary_cross_entropy_with_logits(at, target.to(at.dtype).clamp(0, 1), reduction="none")
+        loss = torch.where(level > 0, said, loss)
     w = mask.to(logits.dtype) if weight is None else mask.to(logits.dtype) * weight
     return (loss * w).sum() / w.sum().clamp_min(1e-6)

@@ -94,7 +94,7 @@ class PersonalModule(L.LightningModule):
             own["has_neutral"] = torch.ones(n, dtype=torch.bool, device=self.device)
         own = self._with_maps(own)
         out = predict(self.net, own)
-        loss = ordinal_loss(out["logits"], own["target"], own["mask"], own["weight"][:, None])
+        loss = ordinal_loss(out["logits"], own["target"], own["mask"], own["weight"][:, None], own["occurrence"])
         self._finite("the loss of the person's samples", loss)
         self.log("train/own", loss, prog_bar=True)
         if self.buffer is not None and self.replay:

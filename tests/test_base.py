@@ -33,7 +33,6 @@ from personalize.base import (
     views_of,
 )
 from personalize.config import load_recipe
-from personalize.datasets.mixing import mixed_loss
 from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
@@ -227,15 +226,6 @@ def test_reading_with_a_neutral_uses_the_persons_own() -> None:
             alone = net(batch["crop"], batch["landmarks"], torch.ones(6, dtype=torch.bool), rest)["intensity"].numpy()
         np.testing.assert_allclose(together[rows], alone, atol=1e-4)
     assert np.abs(together - read_renders(net, data, "fused", False)).max() > 1e-3
-
-
-def test_mixed_loss_is_the_ordinal_loss_where_all_are_intensities() -> None:
-    from personalize.model import ordinal_loss
-
-    logits, target = torch.randn(4, K, 5), 5 * torch.rand(4, K)
-    mask = torch.rand(4, K) < 0.6
-    ours = mixed_loss(logits, target, mask, torch.zeros(4, K, dtype=torch.int8))
-    assert float(ours) == pytest.approx(float(ordinal_loss(logits, target, mask)), rel=1e-5)
 
 
 SMALL_ONE = [

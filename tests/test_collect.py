@@ -76,7 +76,7 @@ def test_labels_of_a_long_clip_are_used(
     n, media, base = len(face_clip.images), open_media(face_clip.path), load_base()
     for rows in ((7, 19, 31), range(0, n, 2)):
         path = tmp_path / f"{len(rows)}.csv"
-        path.write_text("timestamp,AU12_r\n" + "".join(f"{i / 15:.3f},{i % 6}\n" for i in rows))
+        path.write_text("timestamp,AU12_r,AU06_c\n" + "".join(f"{i / 15:.3f},{i % 6},{i % 2}\n" for i in rows))
         labels = read_labels(path)
         tracker = registry.create("trackers", "mediapipe", {})
         found = collect(media, tracker, labels=labels, neutral_at=1.0)
@@ -84,10 +84,13 @@ def test_labels_of_a_long_clip_are_used(
         notes: list[str] = []
         identity = identify(found, base, media, "her", 1.0, notes)
         said = labels_of(labels, identity, found, media, notes)
-        truth, known = said.target, said.known
+        truth, known = said.target[:, AUS.index(12)], said.known
         frames = np.array([o.frame for o in identity.observations])
         used = frames[known.any(1)]
-        assert set(used) <= set(rows) and (truth[known] == used % 6).all()
+        assert set(used) <= set(rows) and (truth[known[:, AUS.index(12)]] == used % 6).all()
+        # 'Present' is no intensity: it says 'at least 2', 'absent' says 0.
+        six = said.target[known[:, AUS.index(6)], AUS.index(6)]
+        assert six.tolist() == (used % 2 * 2).tolist() and said.at_least[known.any(1)].sum() == six.sum()
         assert found.labelled == len(rows)
         if len(rows) == 3:
             assert used.tolist() == [7, 19, 31] and notes == []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from personalize import geometry
 from personalize.aus import AUS
+from personalize.collect import Truth
 from personalize.data import (
     PersonData,
     Samples,
@@ -185,11 +186,13 @@ def observation(frame: int, yaw: float = 0.0) -> Observation:
 
 
 def test_frames_with_labels() -> None:
-    target, known = np.full((2, K), 3.0), np.zeros((2, K), bool)
-    known[1, 4] = True
-    t = frame_samples([observation(7), observation(9)], target, known, 0.5, [70, 90]).tensors
-    assert t["target"].sum() == 3.0 and t["target"][1, 4] == 3.0
-    assert t["mask"].tolist() == known.tolist() and t["weight"].tolist() == [0.5, 0.5] and t["source"].tolist() == [70, 90]
+    truth = Truth(np.full((2, K), 2.0, np.float32), np.zeros((2, K), bool), np.arange(K) == 5)
+    truth.known[1, 4:6] = True
+    truth.target[0, 5] = 0
+    t = frame_samples([observation(7), observation(9)], truth, 0.5, [70, 90]).tensors
+    assert t["target"].sum() == 4.0 and t["target"][1, 4:6].tolist() == [2.0, 2.0]
+    assert torch.nonzero(t["occurrence"]).tolist() == [[1, 5]] and t["occurrence"][1, 5] == 2
+    assert t["mask"].tolist() == truth.known.tolist() and t["weight"].tolist() == [0.5, 0.5] and t["source"].tolist() == [70, 90]
     assert t["crop"][:, 0, 0, 0].tolist() == [7, 9] and bool(t["has_landmarks"].all())
 
 

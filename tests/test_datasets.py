@@ -20,11 +20,12 @@ from personalize.aus import AUS
 from personalize.cli import parse
 from personalize.datasets import DATASETS, Record, Source, make_dataset, parse_source
 from personalize.datasets.folds import BP4D_PARTS, BP4D_PLUS_FOLDS, DISFA_PARTS
-from personalize.datasets.mixing import AUDataModule, MixedBatches, MixedRows, fold_people, mixed_loss, read_shards, thin, typical
+from personalize.datasets.mixing import AUDataModule, MixedBatches, MixedRows, fold_people, read_shards, thin, typical
 from personalize.datasets.tables import evaluate_sources, field_tables, print_tables, write_tables
 from personalize.datasets.tracked import cache_folder, track_dataset
 from personalize.errors import ConfigError, InputError
 from personalize.faces import Face, Tracker
+from personalize.model import ordinal_loss
 from personalize.video import VideoWriter
 
 DISFA_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
@@ -936,7 +937,7 @@ def test_the_loader_hands_out_batches_with_masks(tmp_path):
 # --- loss ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_mixed_loss_against_its_closed_form():
+def test_the_loss_of_presence_against_its_closed_form():
     logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0, -2.0]] * 5], dtype=torch.float64)
     target, mask = torch.tensor([[1.5, 1.0, 0.0, 1.0, 0.0]]), torch.tensor([[True, True, True, False, True]])
     occurrence = torch.tensor([[0, 1, 2, 1, 0]])
@@ -947,15 +948,15 @@ def test_mixed_loss_against_its_closed_form():
 
     ordinal = sum(bce(z, y) + bce(z, 0) for z, y in zip((2, 1, 0, -1, -2), (1, 0.5, 0, 0, 0), strict=True))
     expected = (ordinal + bce(2, 1) + bce(1, 0)) / 4  # P(y >= 1) of a present, P(y >= 2) of an absent one
-    assert mixed_loss(logits, target, mask, occurrence).item() == pytest.approx(expected, abs=1e-6)
+    assert ordinal_loss(logits, target, mask, occurrence=occurrence).item() == pytest.approx(expected, abs=1e-6)
     # A flag means level 1; what is masked has no gradient; nothing known costs nothing.
     flags = torch.tensor([[False, True, True, False, False]])
-    assert mixed_loss(logits, target, mask, flags).item() == pytest.approx((ordinal + bce(2, 1) + bce(2, 0)) / 4, abs=1e-6)
+    assert ordinal_loss(logits, target, mask, occurrence=flags).item() == pytest.approx((ordinal + bce(2, 1) + bce(2, 0)) / 4, abs=1e-6)
     logits.requires_grad_(True)
-    mixed_loss(logits, target, mask, occurrence).backward()
+    ordinal_loss(logits, target, mask, occurrence=occurrence).backward()
     moved = logits.grad[0] != 0
     assert moved.tolist() == [[True] * 5, [True] + [False] * 4, [False, True, False, False, False], [False] * 5, [True] * 5]
-    assert mixed_loss(logits, target, torch.zeros_like(mask), occurrence).item() == 0
+    assert ordinal_loss(logits, target, torch.zeros_like(mask), occurrence=occurrence).item() == 0
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------------------

@@ -371,6 +371,7 @@ def test_two_ranks_step_as_one_process_on_both_batches(tmp_path: Path) -> None:
         "has_landmarks": torch.ones(6, dtype=torch.bool),
         "target": 5 * torch.rand(6, K, generator=draw),
         "mask": torch.ones(6, K, dtype=torch.bool),
+        "occurrence": torch.randint(0, 3, (6, K), generator=draw),
         "weight": torch.ones(6),
     }
     torch.save(batch, tmp_path / "batch.pt")

@@ -10,36 +10,18 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import ui
 from ..aus import AUS
 from ..errors import ConfigError, InputError
 from ..faces import Tracker
-from ..model import ordinal_loss
 from . import SYNTHETIC, AUDataset, Source, make_dataset
 from .tracked import SHAPES, cache_folder, track_dataset
 
 NO_NEUTRAL = "nobody in the training data has a neutral frame: bring recordings with a calm face, or add --data synthetic."
 
 _PLAIN = ("crop", "landmarks", "pose", "neutral")
-
-
-def mixed_loss(logits: Tensor, target: Tensor, mask: Tensor, occurrence: Tensor) -> Tensor:
-    """Mean over known labels: the ordinal loss of intensities, and of presence the binary cross-entropy of P(y >= j).
-
-    logits: (B, K, 5) of P(y >= 1..5); target: (B, K), 0-5 or, for presence, 0/1; mask: (B, K) bool; occurrence: (B, K) int, 0 for an
-    intensity, else the j that presence means (bool: j = 1). In the proportional-odds model that one term is the whole likelihood of a
-    presence label: it says that y < j or y >= j, and nothing of the other levels. Zero where nothing is known.
-    """
-    level = occurrence.long()
-    intensity, presence = mask & (level == 0), mask & (level > 0)
-    n_intensity, n_presence = intensity.sum(), presence.sum()
-    at = logits.gather(-1, (level - 1).clamp_min(0)[..., None])[..., 0]
-    bce = F.binary_cross_entropy_with_logits(at, target.to(at.dtype).clamp(0, 1), reduction="none")
-    total = ordinal_loss(logits, target, intensity) * n_intensity + (bce * presence).sum()
-    return total / (n_intensity + n_presence).clamp_min(1)
 
 
 class AUDataModule(L.LightningDataModule):
@@ -112,9 +94,9 @@ class AUDataModule(L.LightningDataModule):
         """Training frames of all sources, N rows.
 
         crop (N, 112, 112, 3) uint8; landmarks (N, 478, 3) float16; pose (N, 3); target (N, K) float16, 0 where unknown; mask (N, K) bool;
-        occurrence (N, K) int8 (see :func:`mixed_loss`); person (N,) int32, of no two sources alike; neutral (N,) bool: all that is
-        coded is 0 and the landmarks are among the half of such frames nearest to their median (labels say nothing of an open mouth
-        where AU25 is not coded); source (N,) int32, the place in ``sources``.
+        occurrence (N, K) int8, see :func:`personalize.model.ordinal_loss`; person (N,) int32, of no two sources alike; neutral (N,) bool:
+        all that is coded is 0 and the landmarks are among the half of such frames nearest to their median (labels say nothing of an
+        open mouth where AU25 is not coded); source (N,) int32, the place in ``sources``.
         """
         return self._arrays("train")
 
@@ -365,4 +347,4 @@ class MixedBatches(Sampler[list[int]]):
                     yield references + pictures
 
 
-__all__ = ["AUDataModule", "MixedBatches", "MixedRows", "cache_folder", "mixed_loss", "read_shards", "fold_people", "track_dataset"]
+__all__ = ["AUDataModule", "MixedBatches", "MixedRows", "cache_folder", "read_shards", "fold_people", "track_dataset"]
