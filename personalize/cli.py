@@ -72,8 +72,15 @@ def _face_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--face", metavar="N", type=int, help="which face, counted from 0 as it appears (default: largest and longest)")
 
 
+def _moment(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _neutral_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--neutral", metavar="SECONDS", type=float, help="a moment at which the face is neutral (default: found)")
+    p.add_argument("--neutral", metavar="S|FILE", type=_moment, help="a second, or a picture, that shows the face at rest (default: found)")
 
 
 def _demo(p: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from .ahead import Prefetch
 from .aus import AUS, COLUMNS
 from .errors import ConfigError, InputError
 from .faces import Observation, Tracker
-from .identity import NEAR_S, Identity, find_neutral
+from .identity import Identity, find_neutral, is_named
 from .labels import Extent, LabelTable
 from .reader import Reader
 from .tracks import Survey, face_side, observe
@@ -111,19 +112,19 @@ def collect(
     tracker: Tracker,
     face: int | None = None,
     labels: LabelTable | None = None,
-    neutral_at: float | None = None,
+    neutral_at: float | str | None = None,
     quiet: bool = False,
 ) -> Collected:
     """Decode and track a clip once and keep the identity's frames. Raises InputError where there is no face.
 
-    labels: frames that they are about are kept (at most :data:`KEEP`). neutral_at: so are those around that second.
+    labels: frames that they are about are kept (at most :data:`KEEP`). neutral_at: so are those that :func:`identity.is_named` names.
     """
 
     def labelled(o: Observation) -> bool:
         return labels is not None and labels.is_about(o.frame, o.timestamp, o.file, step)
 
     def near(o: Observation) -> bool:
-        return neutral_at is not None and abs(o.timestamp - neutral_at) <= NEAR_S
+        return neutral_at is not None and is_named(o, neutral_at)
 
     step = 1 / media.fps if media.fps > 0 else 1.0
     survey, keeper = Survey(), Keeper(sorts=(labelled, near), face=face)
@@ -143,15 +144,25 @@ def collect(
     return Collected(keeper.of(who), survey.frames, survey.with_face, warnings, tracker.scheme, keeper.offered(who, 1))
 
 
-def check_neutral(seconds: float | None, media: Media) -> None:
-    """Raise ConfigError, before the work, where a moment given as neutral cannot be one of the clip."""
-    if seconds is not None and media.still:
-        raise ConfigError(f"--neutral names a moment of a video, and {media.name} is none: leave it out.")
-    if seconds is not None and media.duration is not None and not 0 <= seconds <= media.duration:
-        raise ConfigError(f"--neutral {seconds:g} lies outside the clip, which lasts {media.duration:.1f} s.")
+def check_neutral(at: float | str | None, media: Media) -> None:
+    """Raise ConfigError, before the work, where what is given as neutral cannot be a moment of the clip, or one of the pictures."""
+    if at is None:
+        return
+    if media.still:
+        names = [path.name for path in media.files]
+        if not isinstance(at, str):
+            raise ConfigError(
+                f"--neutral {at:g} is a moment of a video, and {media.name} is none: name a picture, as --neutral {names[0]}."
+            )
+        if Path(at).name not in names:
+            raise ConfigError(f"--neutral {at} is none of the pictures of {media.name}.")
+    elif isinstance(at, str):
+        raise ConfigError(f"--neutral {at} is no moment of {media.name}: give seconds, as --neutral 3.5.")
+    elif media.duration is not None and not 0 <= at <= media.duration:
+        raise ConfigError(f"--neutral {at:g} lies outside the clip, which lasts {media.duration:.1f} s.")
 
 
-def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: float | None, notes: list[str]) -> Identity:
+def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: float | str | None, notes: list[str]) -> Identity:
     """The person of a clip, read by the base, with their neutral; adds to ``notes`` (and warns of) what the clip lacks."""
     observations = [o for o in found.observations if o.quality > 0.02]
     if not observations:
@@ -162,7 +173,9 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     neutral = find_neutral(observations, intensity, neutral_at)
     lacks = []
     if neutral is not None and neutral_at is None:
-        remedy = "add a photograph of the calm face" if media.still else "name a calm moment with --neutral SECONDS"
+        remedy = (
+            "add a photograph of the calm face, and name it with --neutral" if media.still else "name a calm moment with --neutral SECONDS"
+        )
         busy = [c for c, calm in zip(COLUMNS, neutral.calm, strict=True) if calm < 0.5]
         if len(busy) > len(AUS) // 2:
             what = {"image": "the picture hardly shows", "folder": "the pictures hardly show"}.get(media.kind, "the clip hardly shows")

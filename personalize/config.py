@@ -48,7 +48,7 @@ _AT_LEAST = {
     "optim.lr": 0,
     "optim.weight_decay": 0,
     "optim.batch_size": 1,
-    "optim.max_steps": 1,
+    "optim.max_steps": 0,
     "gate.open": 0,
     "gate.trust": 0,
     "profile.max_mb": 0,

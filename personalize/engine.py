@@ -81,7 +81,7 @@ def fit(
     run_dir: Path,
     name: str,
     labels: LabelTable | None = None,
-    neutral_at: float | None = None,
+    neutral_at: float | str | None = None,
     face: int | None = None,
     consent: str = "",
 ) -> FitResult:

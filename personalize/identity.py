@@ -7,6 +7,7 @@ from the frames which the base model finds calmest, seen from the front, agreein
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -105,11 +106,16 @@ def calm_frames(intensity: np.ndarray, at_rest: np.ndarray) -> np.ndarray:
     return np.asarray(activity(intensity) <= np.median(activity(at_rest)) + CALM)
 
 
-def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seconds: float | None = None) -> Neutral | None:
+def is_named(observation: Observation, at: float | str) -> bool:
+    """Whether the user calls this frame neutral. at: seconds into a clip, which name the frames within :data:`NEAR_S` of them, or a picture."""
+    return observation.file == Path(at).name if isinstance(at, str) else abs(observation.timestamp - at) <= NEAR_S + 1e-6
+
+
+def find_neutral(observations: list[Observation], intensity: np.ndarray, at: float | str | None = None) -> Neutral | None:
     """The person's neutral, or None where there is no usable frame.
 
-    intensity: (N, K) that the base model expects without a neutral. at_seconds: the user's own choice; the frames within :data:`NEAR_S` of
-    it are taken (InputError where there is none). Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for
+    intensity: (N, K) that the base model expects without a neutral. at: the user's own choice, as in :func:`is_named` (InputError where no
+    such frame can be used). Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for
     bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in
     which something covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen.
     However lively the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself:
@@ -119,14 +125,15 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at_seco
     if len(usable) == 0:
         return None
     times = np.array([o.timestamp for o in observations])
-    if at_seconds is not None:
-        near = np.abs(times[usable] - at_seconds)
-        if near.min() > NEAR_S + 1e-6:
-            raise InputError(
-                f"no face that can be used is seen around --neutral {at_seconds:g}: the nearest is at {times[usable][near.argmin()]:.1f} s."
-            )
-        order = np.argsort(near, kind="stable")
-        chosen = usable[order[near[order] <= NEAR_S + 1e-6]]
+    if at is not None:
+        chosen = np.array([i for i in usable if is_named(observations[i], at)], dtype=np.int64)
+        if not len(chosen):
+            if isinstance(at, str):
+                raise InputError(f"no face that can be used is seen in {at}: name another picture with --neutral.")
+            nearest = times[usable][np.abs(times[usable] - at).argmin()]
+            raise InputError(f"no face that can be used is seen around --neutral {at:g}: the nearest is at {nearest:.1f} s.")
+        if not isinstance(at, str):
+            chosen = chosen[np.argsort(np.abs(times[chosen] - at), kind="stable")]
         return _merge(observations, chosen, 1.0)
     seen = np.array([o.parts.get("occlusion", 1.0) for o in observations])
     clear = usable[seen[usable] >= CLEAR]

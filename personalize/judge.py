@@ -35,7 +35,7 @@ from .evaluate import write_json
 from .faces import Observation, Tracker
 from .generate import Cell, Sheet, answers, create_generator, png_info, provenance, sheet_cells
 from .generators import Generator, Request, Sample
-from .identity import NEAR_S, Identity, find_neutral
+from .identity import Identity, find_neutral, is_named
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
@@ -545,14 +545,16 @@ def _is_held(times: np.ndarray) -> np.ndarray:
     return held if held.sum() >= 4 and (~held).sum() >= 4 else np.arange(len(times)) % 5 >= 3
 
 
-def split(identity: Identity, labels: LabelTable, neutral_at: float | None = None, clip: Extent | None = None) -> tuple[Identity, Held]:
-    """The part of a person's frames that the generator may see, those around ``neutral_at`` seconds among them, and the labelled rest.
+def split(
+    identity: Identity, labels: LabelTable, neutral_at: float | str | None = None, clip: Extent | None = None
+) -> tuple[Identity, Held]:
+    """The part of a person's frames that the generator may see, those called neutral among them, and the labelled rest.
     clip: where these are not all of its frames. Raises InputError where a part is empty."""
     observations = identity.observations
     times = np.array([o.timestamp for o in observations])
     held = _is_held(times)
     if neutral_at is not None:
-        held &= np.abs(times - neutral_at) > NEAR_S + 1e-6
+        held &= ~np.array([is_named(o, neutral_at) for o in observations])
     target, known = labels.align(np.array([o.frame for o in observations]), times, [o.file for o in observations], clip)
     if held.all() or not known[held].any():
         raise InputError(f"no label falls on the held-out frames of {identity.name} (two of every five seconds): label more of the clip.")

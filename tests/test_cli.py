@@ -121,7 +121,7 @@ def test_every_verb_of_ours_is_there() -> None:
         (["fit", "--identiy", "x"], "unknown option of fit '--identiy'. Did you mean '--identity'? There is: --adapter, "),
         (["fit"], "missing: --identity (a video, photograph or folder), or --resume RUN. See: personalize fit --help"),
         (["fit", "--identity"], "--identity needs a value. See: personalize fit --help"),
-        (["fit", "--identity", "x", "--neutral", "soon"], "--neutral must be of type float, not 'soon'. See: personalize fit --help"),
+        (["fit", "--identity", "x", "--face", "left"], "--face must be of type int, not 'left'. See: personalize fit --help"),
         (["fit", "--identity", "x", "--resume", "y"], "--resume continues a run with its own clip: leave --identity out."),
         (["fit", "--resume", "y", "--labels", "l.csv"], "--resume continues a run with its own settings: leave --labels out."),
         (["fit", "--resume", "y", "optim.lr=1"], "--resume continues a run with its own settings: leave optim.lr=1 out."),

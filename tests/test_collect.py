@@ -13,7 +13,8 @@ from conftest import Clip, Said
 from personalize import collect as collected
 from personalize import registry
 from personalize.aus import AUS
-from personalize.collect import MAX_PEOPLE, Keeper, collect, identify, labels_of
+from personalize.collect import MAX_PEOPLE, Keeper, check_neutral, collect, identify, labels_of
+from personalize.errors import ConfigError
 from personalize.faces import Observation
 from personalize.identity import Neutral
 from personalize.labels import read_labels
@@ -120,7 +121,21 @@ def test_what_does_not_rest_in_the_neutral_is_said(face_clip: Clip, monkeypatch:
 
 
 @pytest.mark.parametrize("verb", ["fit", "generate"])
-def test_a_neutral_of_photographs_has_no_moment(verb: str, face_photo: Path, tmp_path: Path, command: Callable[..., Said]) -> None:
-    said = command(verb, "--identity", face_photo, "--neutral", "1", "--output", tmp_path / "runs")
-    assert said.code == 2 and said.err[-1] == "error: --neutral names a moment of a video, and photo.png is none: leave it out."
+@pytest.mark.parametrize(
+    "at, line",
+    [
+        ("1", "--neutral 1 is a moment of a video, and photo.png is none: name a picture, as --neutral photo.png."),
+        ("calm.png", "--neutral calm.png is none of the pictures of photo.png."),
+    ],
+)
+def test_a_neutral_of_photographs_is_one_of_them(
+    verb: str, at: str, line: str, face_photo: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    said = command(verb, "--identity", face_photo, "--neutral", at, "--output", tmp_path / "runs")
+    assert said.code == 2 and said.err[-1] == f"error: {line}"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_neutral_of_a_clip_is_a_moment(face_clip: Clip) -> None:
+    with pytest.raises(ConfigError, match=r"^--neutral calm.png is no moment of .*: give seconds, as --neutral 3.5.$"):
+        check_neutral("calm.png", open_media(face_clip.path))

@@ -117,7 +117,7 @@ def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
     observations = [seen(i, frown=float(20 <= i < 30)) for i in range(60)]
     intensity = still(60)
     intensity[20:30, AU4] = 4.0
-    neutral = find_neutral(observations, intensity, at_seconds=2.5)
+    neutral = find_neutral(observations, intensity, at=2.5)
     assert neutral is not None and neutral.landmarks is not None
     assert set(neutral.indices) <= {23, 24, 25, 26, 27} and neutral.indices[0] == 25
     assert neutral.crops[0, 0, 0, 0] == 25 and neutral.confidence == 1.0
@@ -127,12 +127,12 @@ def test_the_users_moment_is_taken_whatever_the_model_reads() -> None:
 def test_the_users_moment_must_show_the_face() -> None:
     observations = [seen(i) for i in (0, 1, 2, 50, 51)]
     with pytest.raises(InputError) as error:
-        find_neutral(observations, still(5), at_seconds=2.0)
+        find_neutral(observations, still(5), at=2.0)
     assert str(error.value) == "no face that can be used is seen around --neutral 2: the nearest is at 0.2 s."
-    near = find_neutral(observations, still(5), at_seconds=4.8)
+    near = find_neutral(observations, still(5), at=4.8)
     assert near is not None and near.indices.tolist() == [3]
     dark = [seen(i, quality=0.01 if i == 50 else 1.0) for i in (0, 50, 51)]
-    passed = find_neutral(dark, still(3), at_seconds=5.0)
+    passed = find_neutral(dark, still(3), at=5.0)
     assert passed is not None and passed.indices.tolist() == [2], "a frame that cannot be used is none"
 
 
@@ -168,7 +168,7 @@ def test_each_au_rests_for_itself() -> None:
     intensity[:, AUS.index(25)] = np.where(calm, 1.0, 0.1)
     talking = find_neutral(observations, intensity)
     assert talking is not None and [au for k, au in enumerate(AUS) if talking.resting[k] == 0] == [6, 10, 12, 15, 17, 23, 24, 25, 28]
-    chosen = find_neutral(observations, intensity, at_seconds=1.0)
+    chosen = find_neutral(observations, intensity, at=1.0)
     assert chosen is not None and (chosen.trusted == 1).all(), "the user's own moment"
     # In a calm face what is always read is the face's habit, which is what a neutral is for.
     intensity = still(200, 0.02)
