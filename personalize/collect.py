@@ -173,9 +173,9 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     neutral = find_neutral(observations, intensity, neutral_at)
     lacks = []
     if neutral is not None and neutral_at is None:
-        remedy = (
-            "add a photograph of the calm face, and name it with --neutral" if media.still else "name a calm moment with --neutral SECONDS"
-        )
+        remedy = "name a calm moment with --neutral SECONDS"
+        if media.still:
+            remedy = "add a photograph of the calm face, and name it with --neutral"
         busy = [c for c, calm in zip(COLUMNS, neutral.calm, strict=True) if calm < 0.5]
         if len(busy) > len(AUS) // 2:
             what = {"image": "the picture hardly shows", "folder": "the pictures hardly show"}.get(media.kind, "the clip hardly shows")

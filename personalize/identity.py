@@ -107,7 +107,7 @@ def calm_frames(intensity: np.ndarray, at_rest: np.ndarray) -> np.ndarray:
 
 
 def is_named(observation: Observation, at: float | str) -> bool:
-    """Whether the user calls this frame neutral. at: seconds into a clip, which name the frames within :data:`NEAR_S` of them, or a picture."""
+    """Whether the user calls this frame neutral. at: seconds into a clip, :data:`NEAR_S` before and after, or a picture."""
     return observation.file == Path(at).name if isinstance(at, str) else abs(observation.timestamp - at) <= NEAR_S + 1e-6
 
 

@@ -112,35 +112,24 @@ def unbroken(face_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What a fit leaves
 
 
-def test_one_neutral_photograph_without_training(face_photo: Path, tmp_path: Path, command: Run) -> None:
+def test_one_neutral_photograph_without_training(face_photo: Path, face_clip: Clip, tmp_path: Path, command: Run) -> None:
     """The recipe 'neutral': what the base itself says, given that photograph as the neutral, gate by gate."""
-    words = [
-        "--identity",
-        face_photo,
-        "--neutral",
-        face_photo,
-        "--recipe",
-        "neutral",
-        "--name",
-        "her",
-        "--output",
-        tmp_path,
-        "tracking.wandb=off",
-    ]
-    said = command("fit", *words)
+    words = ["--identity", face_photo, "--neutral", face_photo, "--recipe", "neutral", "--name", "her", "--output", tmp_path]
+    said = command("fit", *words, "tracking.wandb=off")
     assert said.code == 0 and not [w for w in said.warnings if "hardly" in w], "the user says that it is neutral"
     profile, base = Profile.load(tmp_path / "her"), load_base()
     tracker = registry.create("trackers", "mediapipe", {})
-    seen = [o for _, found in observe(open_media(face_photo), tracker) for o in found]
+    calm, seen = ([o for _, found in observe(open_media(file), tracker) for o in found] for file in (face_photo, face_clip.path))
     tracker.close()
-    batch = batch_of(seen)
+    at_rest, batch = batch_of(calm), batch_of(seen)
     with torch.no_grad():
-        rest = base.net.rest_of(batch["crop"], batch["landmarks"])
+        rest = base.net.rest_of(at_rest["crop"], at_rest["landmarks"])
         told = base.net(batch["crop"], batch["landmarks"], batch["has_landmarks"], rest)["intensity"].numpy()
     reading = Reader(base, profile).read(seen)
     moved = np.clip(told - reading.expected, -profile.trust, profile.trust)
     assert reading.own is not None and np.allclose(reading.own, reading.expected + profile.gate * moved, atol=5e-3)
     promise = np.nan_to_num(base.promise(), nan=1.0)
+    assert np.abs(moved).max() > 0.3
     assert (profile.gate[promise >= 0.08] > 0.5).all() and (profile.gate[promise < 0.02] == 0).all()
 
 
