@@ -76,16 +76,22 @@ def needs(identity: Identity, reliability: np.ndarray) -> np.ndarray:
     return np.asarray(0.2 + (1 - np.clip(shown / 0.05, 0, 1)) + (1 - np.clip(np.nan_to_num(reliability), 0, 1)))
 
 
+REFUSED, LOST = "refused", "lost"
+"""Why a request has no sample: the generator does not answer it, or the tracker does not find what it asked for in the answer."""
+Rejected = dict[str, dict[str, int]]
+
+
 @dataclass
 class Samples:
     """Labelled samples of one person as tensors, N each.
 
     crop, landmarks, has_landmarks, target, mask, weight as in every batch; occurrence: (N, K) int8, see
-    :func:`personalize.model.ordinal_loss`; source: index of the clip's frame that a sample was made from.
+    :func:`personalize.model.ordinal_loss`; source: index of the clip's frame that a sample was made from. rejected: what was asked for and
+    is not here, by reason and by :attr:`Request.cell`.
     """
 
     tensors: dict[str, Tensor]
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: Rejected = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tensors["crop"])
@@ -114,10 +120,11 @@ class Samples:
 def join(parts: Sequence[Samples]) -> Samples:
     """Several sets of samples as one."""
     filled = [p for p in parts if len(p)]
-    rejected: Counter[str] = Counter()
+    rejected: Rejected = {}
     for p in parts:
-        rejected.update(p.rejected)
-    return Samples({k: torch.cat([p.tensors[k] for p in filled]) for k in filled[0].tensors}, dict(rejected))
+        for reason, cells in p.rejected.items():
+            rejected[reason] = Counter(rejected.get(reason, {})) + Counter(cells)
+    return Samples({k: torch.cat([p.tensors[k] for p in filled]) for k in filled[0].tensors}, rejected)
 
 
 def frame_samples(observations: Sequence[Observation], truth: Truth, weight: float, source: Sequence[int]) -> Samples:
@@ -136,24 +143,24 @@ def generate(
 ) -> tuple[Samples | None, list[tuple[np.ndarray, str]]]:
     """Answers of a generator, through the tracker that reads users' clips: what it cannot find, or finds turned elsewhere, is dropped.
 
-    Returns the samples (None where there are none) and up to 24 pictures with captions for the report. Rejections are counted per AU.
+    Returns the samples (None where there are none) and up to 24 pictures with captions for the report. Rejections are counted by reason
+    and cell.
     """
     rows: dict[str, list[Any]] = {k: [] for k in ("crop", "landmarks", "target", "mask", "source")}
-    rejected: Counter[str] = Counter()
+    rejected: Rejected = {REFUSED: Counter(), LOST: Counter()}
     pictures: list[tuple[np.ndarray, str]] = []
     chunk = 32
     with ui.progress(None, len(requests), title) as bar:
         for start in range(0, len(requests), chunk):
             part = requests[start : start + chunk]
             for request, sample in zip(part, ask(generator, part), strict=True):
-                cell = "+".join(f"AU{a:02d}" for a in sorted(request.aus)) or "rest"
                 if sample is None:
-                    rejected[cell] += 1
+                    rejected[REFUSED][request.cell] += 1
                     continue
                 found = face_of(sample.image, tracker)
                 asked = identity.observations[sample.source].upright if request.pose is None else np.asarray(request.pose)
                 if found is None or np.abs(geometry.upright(found[1].angles) - asked)[:2].max() > 0.35:
-                    rejected[cell] += 1
+                    rejected[LOST][request.cell] += 1
                     continue
                 face, pose = found
                 crop, _ = geometry.crop(sample.image, pose, tracker.scheme)
@@ -178,7 +185,7 @@ def generate(
         "weight": torch.ones(n),
         "source": torch.tensor(rows["source"], dtype=torch.int64),
     }
-    return Samples(tensors, dict(rejected)), pictures
+    return Samples(tensors, rejected), pictures
 
 
 def base_domain() -> dict[str, Tensor]:

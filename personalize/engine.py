@@ -36,7 +36,7 @@ from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
 from .collect import Collected, Truth, check_neutral, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
-from .data import PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
+from .data import LOST, REFUSED, PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
 from .errors import ConfigError, InputError, PersonalizeError
 from .faces import Tracker
 from .generators import Generator
@@ -447,7 +447,8 @@ class Session:
             "facts": {
                 "samples trained on": len(samples),
                 "samples held out": 0 if held is None else len(held),
-                "rejected by the tracker": sum(samples.rejected.values()),
+                "refused by the generator": sum(samples.rejected.get(REFUSED, {}).values()),
+                "not found again by the tracker": sum(samples.rejected.get(LOST, {}).values()),
                 "rounds": len(self.rounds),
                 "minutes": round((time.time() - started) / 60, 1),
             },

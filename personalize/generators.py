@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .aus import AUS, MAX_INTENSITY
+from .aus import AUS, MAX_INTENSITY, column
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class Request:
     pose: tuple[float, float, float] | None = None
     source: int | None = None
     exact: bool = False
+
+    @property
+    def cell(self) -> str:
+        """Its cell of the grid: the AUs, the highest intensity rounded up and, where one is asked for, the pose to 15 degrees."""
+        aus = "+".join(column(au) for au in sorted(self.aus)) or "rest"
+        high = f" up to {math.ceil(max(self.aus.values()))}" if self.aus else ""
+        if self.pose is None:
+            return aus + high
+        pitch, yaw = (15 * round(math.degrees(angle) / 15) for angle in self.pose[:2])
+        return f"{aus}{high}, pitch {pitch:+d} yaw {yaw:+d}"
 
 
 @dataclass

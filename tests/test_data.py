@@ -148,14 +148,14 @@ def some(n: int, seed: int = 0) -> Samples:
         "weight": torch.ones(n),
         "source": torch.arange(n),
     }
-    return Samples(tensors, {"AU06": seed + 1})
+    return Samples(tensors, {"lost": {"AU06 up to 3": seed + 1}})
 
 
 def test_samples_survive_the_file(tmp_path: Path) -> None:
     samples = some(5)
     samples.save(tmp_path / "s.safetensors")
     again = Samples.load(tmp_path / "s.safetensors")
-    assert len(again) == 5 and again.rejected == {"AU06": 1}
+    assert len(again) == 5 and again.rejected == {"lost": {"AU06 up to 3": 1}}
     assert again.tensors.keys() == samples.tensors.keys()
     for name, value in samples.tensors.items():
         assert again.tensors[name].dtype == value.dtype and torch.equal(again.tensors[name], value)
@@ -164,7 +164,7 @@ def test_samples_survive_the_file(tmp_path: Path) -> None:
 
 def test_joined_samples() -> None:
     both = join([some(3), some(2, 1)])
-    assert len(both) == 5 and both.rejected == {"AU06": 3}
+    assert len(both) == 5 and both.rejected == {"lost": {"AU06 up to 3": 3}}
     assert torch.equal(both.tensors["crop"][3:], some(2, 1).tensors["crop"])
 
 
@@ -288,7 +288,8 @@ def test_what_the_tracker_cannot_find_is_dropped_and_counted() -> None:
     asked = [{1: 2.0}, {6: 1.0}, {12: 3.0}, {12: 1.0}, {4: 3.0}, {6: 2.0, 12: 1.0}, {9: 3.5, 17: 1.5}, {}]
     samples, pictures = generate(Scripted(), [Request(a) for a in asked], identity, ByColour(), "Testing")
     assert samples is not None and len(samples) == 3
-    assert samples.rejected == {"AU06": 1, "AU12": 2, "AU04": 1, "AU06+AU12": 1}
+    lost = {"AU12 up to 3": 1, "AU12 up to 1": 1, "AU04 up to 3": 1}
+    assert samples.rejected == {"refused": {"AU06 up to 1": 1, "AU06+AU12 up to 2": 1}, "lost": lost}
     t: dict[str, Tensor] = samples.tensors
     expected = torch.zeros(3, K)
     expected[0, AUS.index(1)], expected[1, AUS.index(9)], expected[1, AUS.index(17)] = 2.0, 3.5, 1.5
@@ -305,7 +306,7 @@ def test_a_request_for_a_pose_is_held_to_it() -> None:
     turned = float(geometry.fit_pose(ByColour().detect(np.full((160, 160, 3), 45, np.uint8), 0, True)[0].landmarks, "mesh478").angles[1])
     requests = [Request({1: 2.0}, pose=p) for p in ((0.0, 0.0, 0.0), (0.0, turned, 0.0))]
     samples, _ = generate(Scripted(), requests, identity, ByColour(), "Testing")
-    assert samples is not None and len(samples) == 1 and samples.rejected == {"AU01": 1}
+    assert samples is not None and len(samples) == 1 and samples.rejected == {"refused": {}, "lost": {"AU01 up to 2, pitch +0 yaw +45": 1}}
 
 
 @pytest.mark.parametrize("roll", [0, 60, 90, 180])
