@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,8 @@ class Session:
         self.unmoved = copy.deepcopy(self.net)
         self.delta: dict[str, Tensor] = {}
         self.rounds: list[dict[str, Any]] = []
-        # Two of every five seconds of the clip are held out for the evidence: what they show is not trained on.
+        # Two of every five seconds of the clip are held out for the evidence: neither they nor, where they have labels, warps of them are
+        # trained on.
         times = np.array([o.timestamp for o in identity.observations])
         self.held = (times % 5.0) >= 3.0
         if self.held.sum() < 4 or (~self.held).sum() < 4:
@@ -197,11 +198,14 @@ class Session:
         requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
         neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
         made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}
+        seen_by = {**seen_by, "hidden": np.flatnonzero(self._judged).tolist()}
         key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": (__version__, 2)})
         kept = self.run_dir.parent / GENERATED / key
         if not (kept / SAMPLES).exists():
             if not self.prepared:
-                generator.prepare(self.identity, self.recipe["seed"])
+                # Of frames whose labels decide gates it has no views: warped, they would be trained on.
+                given = [replace(o, view=None) if judged else o for o, judged in zip(self.identity.observations, self._judged, strict=True)]
+                generator.prepare(replace(self.identity, observations=given), self.recipe["seed"])
                 self.prepared = True
             generator.restart(number)
             samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
@@ -229,6 +233,11 @@ class Session:
         for old in sorted(kept.parent.glob("[!.]*"), key=lambda p: p.stat().st_mtime)[:-GENERATED_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return True
+
+    @property
+    def _judged(self) -> np.ndarray:
+        """(N,) bool, the held-out frames that have labels."""
+        return np.asarray(self.held & self.labels.known.any(1))
 
     def _write_pictures(self, pictures: list[tuple[np.ndarray, str]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,20 @@
 """Do no harm: how far each AU of the personal model may replace the base's, on the evidence of this clip and of people with known truth.
 
-Three witnesses are heard for each AU, none of which the training saw:
+Three witnesses are heard for each AU:
 
-``gain``       on held-out samples of the person: the share of the base's error that is gone, (MAE_base - MAE_personal) / MAE_base. On
-               people with known truth it says nothing of their own frames short of a disaster: AUs with a loss there gained more than
-               others. So it only shuts gates of a training that went wrong, with two to three times the base's error.
+``gain``       on held-out samples of the person, of the same frames as those trained on: the share of the base's error that is gone,
+               (MAE_base - MAE_personal) / MAE_base. On people with known truth it says nothing of their own frames short of a disaster:
+               AUs with a loss there gained more than others. So it only shuts gates of a training that went wrong, with two to three
+               times the base's error.
 ``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement, a personal
                model that sees another one is more likely wrong than the base; and where the base is known to read well, so it is when the
                clip shows little.
 ``promise``    of the base: how much better it reads this AU of validation people whose neutral it knows. Where that tells it hardly
                anything, nor does a clip.
 
-With labels a fourth is heard and outweighs the others: the error on labelled held-out frames. That the crop and the landmark branch agree
-more than before says nothing: on people with known truth the AUs in which they came to agree less gained more than the others.
+With labels a fourth is heard and outweighs the others: the error on labelled held-out frames, of which training sees nothing. That the
+crop and the landmark branch agree more than before says nothing: on people with known truth the AUs in which they came to agree less gained
+more than the others.
 """
 
 from __future__ import annotations

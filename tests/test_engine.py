@@ -414,9 +414,11 @@ def test_two_ranks_step_as_one_process_on_both_batches(tmp_path: Path) -> None:
 # What may be given besides
 
 
-def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path) -> None:
-    """Labels of half of the frames: they are trained on, those of the held-out frames are the evidence."""
-    au = AUS.index(12)
+def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of half of the frames: they are trained on, those of the held-out frames are the evidence, and no generator sees these."""
+    au, given = AUS.index(12), []
+    prepare = MeshWarp.prepare
+    monkeypatch.setattr(MeshWarp, "prepare", lambda self, identity, seed: given.append(identity) or prepare(self, identity, seed))
     rows = [f"{i},{2.5 if i % 2 else 0.0},{face_clip.target[i, au]:.2f}" for i in range(40)] + ["900,1,1"]
     (tmp_path / "labels.csv").write_text("frame,AU06,AU12\n" + "\n".join(rows) + "\n")
     said = fit("--labels", "labels.csv", "optim.max_steps=2")
@@ -427,6 +429,8 @@ def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path) -> N
     assert heard == {"AU06", "AU12"}
     facts = json.loads((tmp_path / "runs/her/v1/metrics.json").read_text())["report"]["facts"]
     assert facts["samples trained on"] > 12, "labelled frames are trained on besides the generated ones"
+    hidden = [o.frame for o in given[0].observations if o.view is None]
+    assert hidden and hidden == [o.frame for i, o in enumerate(given[0].observations) if i % 5 >= 3 and o.frame < 40]
 
 
 def test_everything_may_move(fit: Run, tmp_path: Path) -> None:
