@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from personalize.config import load_recipe
 from personalize.drive import landmarks_in
 from personalize.errors import InputError
 from personalize.faces import Observation, Tracker
-from personalize.generate import create_generator, provenance
+from personalize.generate import create_generator, fit_views, provenance
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 from personalize.judge import FACES, Case, Held, judge, write
@@ -203,7 +204,11 @@ def main() -> None:
         for name in figures:
             chosen = recipes.get(name, recipe)
             generator = Renders(support, tracker) if name == RENDERS else create_generator(chosen)
-            case = Case(people[i], tracker, base, verifier, chosen, held, rivals, f"{len(people) - 1} other synthetic people")
+            # at the generator's size, as generate makes them; the others' stay as they are
+            identity = replace(people[i], observations=[replace(o) for o in people[i].observations])
+            clip = open_media(support.path(args.output / "clips"))
+            fit_views(clip, identity, generator)
+            case = Case(identity, tracker, base, verifier, chosen, held, rivals, f"{len(people) - 1} other synthetic people")
             place = args.output / f"person{support.person:04d}" / name
             place.mkdir(parents=True, exist_ok=True)
             try:
@@ -211,7 +216,7 @@ def main() -> None:
             except InputError as problem:
                 ui.warn(str(problem))
                 continue
-            write(place, verdict, provenance(name, open_media(support.path(args.output / "clips")), chosen["seed"]))
+            write(place, verdict, provenance(name, clip, chosen["seed"]))
             figures[name].append(verdict.figures)
             done = {n: summary(f) for n, f in figures.items() if f}
             (args.output / "generators.md").write_text(ui.markdown(None, HEAD, rows(done)))

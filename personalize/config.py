@@ -316,6 +316,11 @@ def _resolved(name_or_path: str | Path, overrides: Iterable[str]) -> tuple[dict[
     return {str(key): value for key, value in resolved.items()}, layers[0]
 
 
+def given_options(name_or_path: str | Path, overrides: Iterable[str], section: str) -> dict[str, Any]:
+    """The options of a section's plug-in that recipe and overrides name, before its defaults join them."""
+    return dict(_resolved(name_or_path, overrides)[0][section].get("options") or {})
+
+
 def one_device(recipe: Mapping[str, Any], verb: str) -> None:
     """Raise ConfigError where a recipe asks for several devices and the command runs many fits side by side or one of several steps."""
     if several(recipe["trainer"]):

@@ -94,6 +94,12 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         if not survey.people:
             raise InputError(no_face(media.name))
     who = survey.identity(None, media.name)
+    people = [k for k, seen in survey.people.items() if k == who or seen.frames >= max(5, 0.02 * survey.frames)]
+    if len(people) > 1:
+        ui.warn(
+            f"{media.name} shows {len(people)} people: it drives by the one who is largest and longest in it, seen in "
+            f"{survey.people[who].frames} of {survey.frames} frames; cut or crop it to somebody else to take theirs"
+        )
     mine, kept = read[who], keeper.of(who)
     values, turn, present = np.zeros((len(times), len(AUS))), np.zeros((len(times), 3)), np.zeros(len(times), bool)
     for index, (_, own, pose) in mine.items():
@@ -248,7 +254,9 @@ def drive(
             if writer is None:
                 size = (image.shape[1], image.shape[0])
                 writer = stack.enter_context(VideoWriter(folder / "video.mp4", driver.fps, size, tags))
-                corner = free_corner(image.shape, face_mask(scene.points, image.shape))
+                everywhere = [o.image_landmarks for o in identity.observations] if composite else []
+                masks = [face_mask(points, image.shape) for points in (scene.points, *everywhere)]
+                corner = free_corner(image.shape, np.maximum.reduce(masks))  # the label stays there while the face moves about
             if mark:
                 image = watermark(image, corner)
             at = float(driver.times[i] - driver.times[0])
@@ -260,7 +268,7 @@ def drive(
             if i in wanted:
                 strongest = np.argsort(-driver.intensity[i])[:3]
                 caption = " ".join(f"{COLUMNS[k]} {driver.intensity[i, k]:.1f}" for k in strongest if driver.intensity[i, k] >= 0.5)
-                outcome.thumbnails.append((_thumbnail(image), f"{driver.times[i]:.1f} s {caption or 'rest'}"))
+                outcome.thumbnails.append((thumbnail(image), f"{driver.times[i]:.1f} s {caption or 'rest'}"))
             bar.advance(1)
         if outcome.held + outcome.bare == outcome.frames:
             raise InputError(
@@ -289,7 +297,8 @@ class _Scene:
         return [index, f"{time:.3f}", int(self.state == "made"), *angles, *aus]
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """A picture at most 320 pixels long, for a sheet."""
     import cv2
 
     factor = 320 / max(image.shape[:2])
@@ -342,25 +351,32 @@ def _in_clip(driver: Driver, performer: Performer, media: Media, tracker: Tracke
         poses = np.array([o.upright for (_, o), a in zip(shown, able, strict=True) if a and o is not None]).reshape(-1, 3)
         samples: Iterator[Sample | None] = iter(performer.perform(driver.intensity[rows[able]], poses))
         for (frame, o), a in zip(shown, able, strict=True):
-            frame = _sized(frame, size)
             sample = next(samples) if a else None
             if o is None:
-                yield _Scene(frame, "bare", np.zeros((0, 2)), None, None)
+                yield _Scene(_sized(frame, size), "bare", np.zeros((0, 2)), None, None)
                 continue
             if sample is not None:
+                # in the frame's own pixels, which are those of what is seen in it
                 image, points = inserted(frame, o, sample, identity, tracker, rng)
-                last = _Scene(image, "made", points, sample, np.asarray(o.pose, np.float64))
+                last = _Scene(_sized(image, size), "made", _scaled(points, frame, size), sample, np.asarray(o.pose, np.float64))
                 yield last
             elif last is not None:
                 yield _Scene(last.image, "held", last.points, last.sample, last.pose)
             else:  # nothing to hold yet: the person at rest
-                yield _Scene(frame, "held", o.image_landmarks[:, :2], None, np.asarray(o.pose, np.float64))
+                points = _scaled(o.image_landmarks[:, :2], frame, size)
+                yield _Scene(_sized(frame, size), "held", points, None, np.asarray(o.pose, np.float64))
 
 
 def _sized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame of a clip that changes its resolution midway, at the video's (width, height)."""
     import cv2
 
     return frame if frame.shape[:2] == size[::-1] else np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+
+
+def _scaled(points: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, 2) points of a frame where :func:`_sized` brings them."""
+    return np.asarray((points + 0.5) * (np.array(size) / frame.shape[1::-1]) - 0.5)
 
 
 def inserted(

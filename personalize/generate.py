@@ -7,6 +7,7 @@ provenance.json. Pictures are written as they are made, into a folder that gets 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
 import errno
@@ -28,10 +29,10 @@ from . import __version__, geometry, registry, tracking, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, NAMES, column, parse_au
 from .collect import check_neutral, collect, identify
 from .composite import face_mask, free_corner, tilted, watermark
-from .config import load_recipe
+from .config import given_options, load_recipe
 from .data import balanced_requests
-from .drive import drive, inserted, landmarks_in, read_driver
-from .errors import ConfigError, InputError, unknown
+from .drive import drive, inserted, landmarks_in, read_driver, thumbnail
+from .errors import ConfigError, InputError, ProfileError, unknown
 from .faces import Tracker
 from .generators import Generator, Request, Sample, ask
 from .identity import Identity
@@ -162,18 +163,32 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _place(folder: Path) -> Path:
-    """The nearest folder above it that there is."""
-    return next(place for place in folder.absolute().parents if place.exists())
+    """The folder, or the nearest above it that there is."""
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 
-def _check_output(folder: Path) -> None:
-    """Raise InputError where nothing can be written later."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: name a folder with --output.")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: name another folder with --output.")
-    if not os.access(_place(folder), os.W_OK):
-        raise InputError(f"cannot write {folder}: permission denied")
+def _filled(folder: Path) -> bool:
+    """Whether anything lies in a folder, what runs are still making aside."""
+    return any(not (p.name.startswith(".") and p.name.endswith(".partial")) for p in folder.iterdir())
+
+
+def _check_output(output: str) -> Path:
+    """The folder to write, absolute, links followed. Raises InputError where nothing can be written later."""
+    folder = Path(os.path.realpath(output))
+    place = _place(folder)
+    if not place.is_dir():
+        raise InputError(f"{output if place == folder else place} is a file: name a folder with --output.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {output}: permission denied")
+    if place == folder and _filled(folder):
+        raise InputError(f"{output} is not empty: name another folder with --output.")
+    return folder
+
+
+def _partial(folder: Path) -> Path:
+    """Where a folder is made until all is done: beside it; inside where it is there already, as it may be a mount, or its parent closed."""
+    name = f".{folder.name}.{os.getpid()}.partial"
+    return folder / name if os.path.exists(folder) else folder.with_name(name)
 
 
 def _check_disk(folder: Path, needed: float) -> None:
@@ -323,12 +338,25 @@ def contact_sheet(pictures: list[tuple[np.ndarray, str]], columns: int = 8, side
 
 
 def create_generator(recipe: dict[str, Any], **wanted: Any) -> Generator:
-    """The recipe's generator, with those of the ``wanted`` options that it has and that the recipe leaves at their defaults."""
-    name, options = recipe["generator"]["name"], dict(recipe["generator"]["options"] or {})
+    """The recipe's generator, with those of the ``wanted`` options that it has, in the place of the recipe's."""
+    name = recipe["generator"]["name"]
     has = inspect.signature(registry.load("generators", name)).parameters
-    options |= {k: v for k, v in wanted.items() if k in has and options.get(k, has[k].default) == has[k].default}
+    options = dict(recipe["generator"]["options"] or {}) | {k: v for k, v in wanted.items() if k in has}
     made: Generator = registry.create("generators", name, options)
     return made
+
+
+def side_of(generator: Generator) -> int:
+    """Side in pixels of a generator's pictures, as its option ``size`` says."""
+    size = getattr(generator, "size", geometry.VIEW_SIZE)
+    return size if isinstance(size, int) else geometry.VIEW_SIZE
+
+
+def _chooses_size(recipe: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Whether the size of faces in a video or a composite is for the clip to say: the user names none, and the generator does not train on
+    the clip, which would take longer by as much as its pictures have more pixels."""
+    cls = registry.load("generators", recipe["generator"]["name"])
+    return "size" not in given_options(args.recipe, args.overrides, "generator") and not getattr(cls, "trains_on_clip", False)
 
 
 def own_size(identity: Identity) -> int:
@@ -351,6 +379,12 @@ def remake_views(media: Media, identity: Identity, size: int) -> None:
             bar.advance(1)
 
 
+def fit_views(media: Media, identity: Identity, generator: Generator) -> None:
+    """Take the views from the clip again where the generator's pictures are larger than they are."""
+    if side_of(generator) > geometry.VIEW_SIZE:
+        remake_views(media, identity, side_of(generator))
+
+
 def answers(generator: Generator, requests: Sequence[Request], again: bool) -> Iterator[tuple[int, Sample | None]]:
     """Each request's number and answer, in order. again: what cannot be made in its pose is asked for in any."""
     for start in range(0, len(requests), 16):
@@ -370,8 +404,7 @@ def generate_command(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, "fit")
     if args.seed is not None:
         recipe["seed"] = args.seed
-    _check_output(Path(args.output))
-    folder = Path(args.output).absolute()
+    folder = _check_output(args.output)
     if args.aus:
         parse_aus(args.aus)
     if args.pose:
@@ -381,11 +414,10 @@ def generate_command(args: argparse.Namespace) -> int:
     driver = open_media(args.driver) if args.driver else None
     if driver is not None and driver.kind != "video":
         raise InputError(f"{driver.name} is no video: --driver takes a clip whose expressions are put onto the face.")
-    if args.driver_profile:
-        read_manifest(find_profile(args.driver_profile))  # before anything is tracked for nothing
-    create_generator(recipe)  # likewise
+    create_generator(recipe)  # before anything is tracked for nothing
     tracker = registry.create("trackers", recipe["tracker"]["name"], recipe["tracker"]["options"])
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = _partial(folder)
+    above = [p for p in folder.parents if not os.path.exists(p)]
     try:
         if args.judge:
             from .judge import judge_clip
@@ -399,13 +431,22 @@ def generate_command(args: argparse.Namespace) -> int:
     finally:
         tracker.close()
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of a run that failed nothing stays; where it did not, they are not empty
+            for parent in above:
+                parent.rmdir()
     ui.info(f"wrote {said} to {args.output if place == folder else place}")
     return 0
 
 
 def _put(made: Path, folder: Path) -> Path:
-    """Give a finished folder its name, or, where another run was faster, the next one that is free; returns it."""
-    place = folder
+    """Give a finished folder its name, or, where another run was faster, the next one that is free; returns it. What was made inside of a
+    folder that was there moves up into it."""
+    if made.parent == folder and not _filled(folder):
+        for child in made.iterdir():
+            child.rename(folder / child.name)
+        made.rmdir()
+        return folder
+    place = folder if made.parent != folder else made.with_name(f"{folder.name}-2")
     for number in itertools.count(2):
         try:
             made.rename(place)  # an empty folder of that name gives way
@@ -413,9 +454,9 @@ def _put(made: Path, folder: Path) -> Path:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            place = folder.with_name(f"{folder.name}-{number}")
+            place = place.with_name(f"{folder.name}-{number}")
     if place != folder:
-        ui.warn(f"{folder.name} was filled meanwhile: this run is in {place.name}")
+        ui.warn(f"{folder.name} was filled meanwhile: this run is in {place.relative_to(folder.parent)}")
     return place
 
 
@@ -427,11 +468,22 @@ def _identify(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
 def _ready(recipe: dict[str, Any], media: Media, identity: Identity, own: bool) -> Generator:
     """The generator, prepared. own: pictures in the clip's resolution."""
     generator = create_generator(recipe, **({"size": own_size(identity)} if own else {}))
-    size = getattr(generator, "size", geometry.VIEW_SIZE)
-    if isinstance(size, int) and size > geometry.VIEW_SIZE:
-        remake_views(media, identity, size)
+    fit_views(media, identity, generator)
     generator.prepare(identity, recipe["seed"])
     return generator
+
+
+def _driver_reader(profile: str | None, base: str) -> Reader:
+    """What reads a driver: its profile, else the base. Raises ProfileError where the recipe's base is not the profile's."""
+    if profile is None:
+        return Reader(load_base(base))
+    wanted, there = read_manifest(find_profile(profile))["base"], load_base(base)
+    if wanted["sha256"] != there.sha256:
+        raise ProfileError(
+            f"the profile {profile} was fitted on base '{wanted['name']}' ({wanted['sha256'][:12]}), and the recipe's is '{there.name}' "
+            f"({there.sha256[:12]}): give that one with base=PATH, or leave --driver-profile out."
+        )
+    return open_reader(profile, base)
 
 
 def _rest(identity: Identity) -> tuple[int, np.ndarray]:
@@ -446,12 +498,14 @@ def _video(
     args: argparse.Namespace, recipe: dict[str, Any], media: Media, driver: Media, tracker: Tracker, folder: Path, partial: Path
 ) -> str:
     frames = driver.length or int((driver.duration or 60.0) * driver.fps)
-    side = LARGEST * LARGEST if not args.composite else max(media.size[0] * media.size[1], 1)
-    _check_disk(folder, 2e6 + 0.15 * frames * side)
+    own = _chooses_size(recipe, args)
+    side = LARGEST if own else side_of(create_generator(recipe))
+    area = max(media.size[0] * media.size[1], 1) if args.composite else side * side
+    _check_disk(folder, 2e6 + 0.15 * frames * area)
+    reader = _driver_reader(args.driver_profile, recipe["base"])
     identity = _identify(args, recipe, media, tracker)
-    reader = open_reader(args.driver_profile, recipe["base"]) if args.driver_profile else Reader(load_base(recipe["base"]))
     acted = read_driver(driver, reader, tracker)
-    generator = _ready(recipe, media, identity, True)
+    generator = _ready(recipe, media, identity, own)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], driver, args.composite)
     partial.mkdir(parents=True)
     made = drive(
@@ -486,7 +540,10 @@ def _write_record(place: Path, record: dict[str, Any]) -> None:
 
 def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tracker: Tracker, folder: Path, partial: Path) -> str:
     count = args.n or (len(sheet_cells(np.zeros(3), 0)) if args.grid == "sheet" else 100 if args.grid else 1)
-    area = max(media.size[0] * media.size[1], 1) if args.composite else geometry.VIEW_SIZE**2
+    own = args.composite and _chooses_size(recipe, args)
+    area = (LARGEST if own else side_of(create_generator(recipe))) ** 2
+    if args.composite:  # the frames, and the faces that wait to be put into them
+        area += max(media.size[0] * media.size[1], 1)
     _check_disk(folder, 2e6 + 2.5 * count * area)
     identity = _identify(args, recipe, media, tracker)
     first, rest = _rest(identity)
@@ -503,7 +560,7 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     if args.pose:
         pose = parse_pose(args.pose, rest)
         requests = [replace(r, pose=pose) for r in requests]
-    generator = _ready(recipe, media, identity, args.composite)
+    generator = _ready(recipe, media, identity, own)
     record = provenance(recipe["generator"]["name"], media, recipe["seed"], None, args.composite)
     partial.mkdir(parents=True)
     out = PictureFolder(partial, tracker, identity, record, args.watermark)
@@ -524,7 +581,7 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
             grid.place(cells[place[index]], image)
         elif len(shown) < 48:
             caption = " ".join(f"AU{a:02d} {v:.1f}" for a, v in sample.request.aus.items()) or "rest"
-            shown.append((image, caption))
+            shown.append((thumbnail(image), caption))
 
     with ui.progress(None, len(requests), "Generating") as bar:
         for number, sample in answers(generator, requests, args.grid == "balanced" and not args.pose):

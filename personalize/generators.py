@@ -70,10 +70,18 @@ class Sample:
 class Generator(ABC):
     """Base class of generators. The signature of ``__init__`` is the plug-in's configuration; keep it typed and cheap.
 
-    makes_pictures: False for one that answers every request with None on purpose; of others a fit says so.
+    makes_pictures: False for one that answers every request with None on purpose; of others a fit says so. trains_on_clip: whether it
+    trains on pictures of its own ``size``, which videos and composites then leave as it is. learns_from_base: whether what the base model
+    reads in the clip teaches it which pixels an AU is; that base is then no independent judge of its pictures.
     """
 
     makes_pictures: bool = True
+    trains_on_clip: bool = False
+
+    @property
+    def learns_from_base(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def prepare(self, identity: Identity, seed: int) -> None:
@@ -103,10 +111,13 @@ class Generator(ABC):
 
 
 def ask(generator: Generator, requests: list[Request]) -> list[Sample | None]:
-    """What a generator answers, checked: a plug-in that answers wrong is told so in one line, before anything is learned from it.
+    """What a generator answers, checked: a plug-in that answers wrong is told so in one line, before anything is learned from it. It is
+    not called for nothing.
 
     Raises ConfigError.
     """
+    if not requests:
+        return []
     made = generator.generate(requests)
     name = f"generator {getattr(generator, 'name', type(generator).__name__)}"
     if len(made) != len(requests):

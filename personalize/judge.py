@@ -13,6 +13,7 @@ unchanged    PSNR of the picture in which nothing is asked for, against its fram
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from .engine import Session
 from .errors import InputError
 from .evaluate import write_json
 from .faces import Observation, Tracker
-from .generate import Cell, Sheet, answers, create_generator, png_info, provenance, sheet_cells
+from .generate import Cell, Sheet, answers, create_generator, fit_views, png_info, provenance, sheet_cells
 from .generators import Generator, Request, Sample
 from .identity import Identity, find_neutral, is_named
 from .labels import Extent, LabelTable, read_labels
@@ -103,14 +104,19 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
     answered = [(cell, sample) for cell, sample in zip(cells, answers, strict=True) if sample is not None]
     figures, matrix = _control(cells, answers, case)
     timed.reset()
-    requests = balanced_requests(case.recipe["generator"]["samples"], seed * 1000)  # those of a fit's first round
+    # those of a fit's first round
+    requests = balanced_requests(case.recipe["generator"]["samples"], seed * 1000, data.needs(identity, case.base.reliability()))
+    timed.restart(0)
     learned, _ = data.generate(timed, requests, identity, case.tracker, "Generating")
     pictures = timed.made
+    alone = independent(generator, case)
+    if not alone:
+        ui.warn(f"{name} learned from what {case.base.name} reads in the clip, and {case.verifier.name} judges it: name another --verifier")
     verdict: dict[str, Any] = {
         "generator": name,
         "person": identity.name,
         "seed": seed,
-        "verifier": {"name": case.verifier.name, "sha256": case.verifier.sha256},
+        "verifier": {"name": case.verifier.name, "sha256": case.verifier.sha256, "independent": alone},
         "held_out": _held_out(learned, case),
         **figures,
         "similarity": _similarity(pictures, case),
@@ -132,6 +138,11 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
     return Verdict(verdict, [(c, s) for c, s in answered if s.request.source == cells[0].request.source], matrix)
 
 
+def independent(generator: Generator, case: Case) -> bool:
+    """Whether the verifier had no part in what the generator learned."""
+    return not (generator.learns_from_base and case.verifier.sha256 == case.base.sha256)
+
+
 class _Timed(Generator):
     """A generator whose answers are kept and whose time is taken."""
 
@@ -145,6 +156,9 @@ class _Timed(Generator):
 
     def prepare(self, identity: Identity, seed: int) -> None:
         self.inner.prepare(identity, seed)
+
+    def restart(self, number: int) -> None:
+        self.inner.restart(number)
 
     def generate(self, requests: list[Request]) -> list[Sample | None]:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -522,7 +536,7 @@ def plot(path: Path, matrix: np.ndarray, title: str, record: dict[str, Any]) -> 
     for i, j in zip(*np.nonzero(np.abs(np.nan_to_num(matrix)) >= 0.15), strict=True):
         axes.text(j, i, f"{matrix[i, j]:.1f}".replace("0.", ".", 1), ha="center", va="center", fontsize=6)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="change detected per unit asked")
-    figure.savefig(path, dpi=110, metadata={"personalize": str(record["tool"])})
+    figure.savefig(path, dpi=110, metadata={"personalize": json.dumps(record)})
 
 
 def write(folder: Path, verdict: Verdict, record: dict[str, Any]) -> None:
@@ -583,7 +597,9 @@ def judge_clip(args: argparse.Namespace, recipe: dict[str, Any], media: Media, t
     lacks = likeness.missing()
     if lacks:
         ui.warn(lacks)
-    verdict = judge(name, create_generator(recipe), case)
+    generator = create_generator(recipe)
+    fit_views(media, identity, generator)
+    verdict = judge(name, generator, case)
     record = provenance(name, media, recipe["seed"])
     partial.mkdir(parents=True)
     write(partial, verdict, record)

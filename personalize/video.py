@@ -21,6 +21,7 @@ import av
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from personalize.errors import InputError
@@ -31,6 +32,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", "
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".ts", ".ogv")
 """By which names of files are compared; any file that decodes is a video."""
 SHORT_CLIP_S = 1.0
+_BT709 = 1  # of primaries and of transfer alike, in ITU-T H.273
 # demuxers of ffmpeg that open any text as if it were a picture of a terminal, or read lists of other files
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf", "concat", "ffmetadata", "hls", "dash", "image2", "lrc", "srt", "webvtt", "ass"}
 
@@ -312,7 +314,7 @@ def _picture_size(path: Path) -> tuple[int, int]:
 
 
 class VideoWriter:
-    """Writes an H.264 clip (MPEG-4 part 2 where the encoder is missing); the file appears under its name only when it is complete.
+    """Writes an H.264 clip (MPEG-4 part 2 where the encoder is missing) in BT.709; it appears under its name only when it is complete.
 
     path: its suffix decides the container (.mp4 by default). fps: frames a second, where :meth:`write` is not told times. size: (width,
     height); odd sizes are padded by one pixel. metadata: tags of the file, such as 'title' and 'comment'. As a context manager, it leaves
@@ -341,6 +343,10 @@ class VideoWriter:
         self._container.metadata.update(metadata or {})
         self._stream.width, self._stream.height = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self._stream.pix_fmt = "yuv420p"
+        # Players take a clip that does not say for BT.709 where it is large and for BT.601 where it is small.
+        context = self._stream.codec_context
+        context.colorspace, context.color_primaries = Colorspace.ITU709, _BT709
+        context.color_trc, context.color_range = _BT709, ColorRange.MPEG
         if codec == "libx264":
             self._stream.options = {"crf": "20", "preset": "veryfast"}
         else:
@@ -354,6 +360,7 @@ class VideoWriter:
             raise ValueError(f"frame of shape {rgb.shape}, the clip is {self.size[0]}x{self.size[1]}")
         pad = ((0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0))
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(rgb, pad, mode="edge")), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         if time is not None and self.path.suffix.lower() != ".avi":
             if self._last < 0:
                 self._stream.codec_context.time_base = self._tick

@@ -19,6 +19,7 @@ from personalize.aus import AUS
 from personalize.errors import ConfigError
 from personalize.generators import Request
 from personalize.identity import Identity
+from personalize.synth.dataset import holds
 from personalize_plugins.generators import _residual_fit
 from personalize_plugins.generators._residual import GLOBAL, HALF, MAPS, SIDE, K, ResidualNet, correct, correct_picture, support
 from personalize_plugins.generators.au_residual import WEIGHTS, AuResidual, load_net
@@ -288,6 +289,10 @@ def test_unreadable_weights_are_one_line(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({**card, "aus": [1, 2]}))
     with pytest.raises(ConfigError, match="know other AUs than this version"):
         load_net(path)
+    with pytest.raises(ConfigError) as error:  # before a clip is tracked
+        AuResidual(weights=str(missing))
+    why = f"no weights of au_residual at {missing}: name the .safetensors that 'personalize generator fit' wrote."
+    assert str(error.value) == why
     with pytest.raises(ConfigError, match="^generator option tune_steps must not be negative, got -1$"):
         AuResidual(tune_steps=-1)
 
@@ -300,14 +305,43 @@ def test_generator_fit_from_end_to_end(command: Callable[..., Said], tmp_path: P
     assert card["data"].startswith("6 pairs of rendered pictures of 2 people")
     assert set(card["validation"]["mean"]) == {"error", "guide_error", "texture", "guide_texture"}
     assert load_net(tmp_path / "au_residual.safetensors").config == {"widths": [8, 8, 8], "said": 64}
-    pairs = _residual_fit.Pairs(tmp_path / "pairs", "train")
+    shards = [tmp_path / "pairs" / f"pairs-{split}-000000.npz" for split in ("train", "validation")]
+    assert sorted((tmp_path / "pairs").iterdir()) == shards
+    assert all(holds(shard, 2, 3, 160) and not holds(shard, 2, 3, 192) for shard in shards), "others than these are rendered anew"
+    pairs = _residual_fit.Pairs(shards[:1])
     batch = pairs.__getitems__([0, 1, 2])
     assert batch["maps"].shape == (3, MAPS, HALF, HALF) and float(batch["guide"].max()) <= 1
     # The network that ships is nearer to pictures of a person whom it has not seen than the warp, and leaves them their folds.
-    shipped = _residual_fit.judge(load_net(WEIGHTS), _residual_fit.Pairs(tmp_path / "pairs", "validation"))["mean"]
+    shipped = _residual_fit.judge(load_net(WEIGHTS), _residual_fit.Pairs(shards[1:]))["mean"]
     assert shipped["error"] < shipped["guide_error"] and shipped["texture"] > 0.8
     # The warp brings the picture nearer to what it should become than the wish alone: these pictures are of one person and pose.
     assert float((batch["guide"] - batch["target"]).abs().mean()) < 0.06
+
+
+def test_people_whom_the_tracker_does_not_find_make_no_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a shard's, or all of one; a split needs some. What a killed run left is none."""
+    found = [{f: np.zeros(shape, kind) for f, (kind, shape) in _residual_fit.FIELDS.items()}]
+    monkeypatch.setattr(_residual_fit, "person_pairs", lambda world, tracker, split, index, each: found if index == 1 else [])
+    blank, some = tmp_path / "pairs-train-000020.npz", tmp_path / "pairs-train-000000.npz"
+    (tmp_path / ".pairs-train-000040.npz").write_bytes(b"half")
+    _residual_fit.make_shard(blank, "train", range(20, 22), 3, 160)
+    _residual_fit.make_shard(some, "train", range(0, 2), 3, 160)
+    assert sorted(p.name for p in tmp_path.glob("pairs-*")) == [some.name, blank.name]
+    assert len(_residual_fit.Pairs([some, blank])) == 1
+    with pytest.raises(ConfigError) as error:
+        _residual_fit.Pairs([blank])
+    where = f"{tmp_path} ({blank.name} ...)"
+    assert str(error.value) == f"no face was found in any picture of {where}: raise world.size, or render more people."
+
+
+def test_shards_of_other_settings_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(_residual_fit, "make_shard", lambda path, split, people, each, size: made.append((each, size)))
+    path = tmp_path / "pairs-train-000000.npz"
+    np.savez(path, made=np.array([2, 3, 160]))
+    for each, size in ((3, 160), (3, 192), (6, 160)):
+        _residual_fit._work((path, "train", range(2), each, size))
+    assert made == [(3, 192), (6, 160)]
 
 
 def test_generators_without_anything_to_train_say_so(command: Callable[..., Said], tmp_path: Path) -> None:

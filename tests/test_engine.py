@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import Clip, Said, expected_of
+from PIL import Image
 from torch import Tensor
 
 from personalize import __version__, engine, registry
@@ -145,6 +146,11 @@ def test_what_is_written(unbroken: Path) -> None:
     } <= there
     pictures = {p for p in there if p.startswith("samples/")}
     assert pictures and all(p.endswith(".png") for p in pictures)
+    for place in pictures:  # the record that every picture carries
+        with Image.open(unbroken / place) as picture:
+            record = json.loads(picture.info["personalize"])
+            assert record["asked"] == picture.info["caption"] and record["generator"] == "mesh_warp" and record["synthetic"] is True
+        assert record["source"]["file"] == "face.mp4" and len(record["source"]["sha256"]) == 64
     assert not {p for p in there - pictures if p.split("/")[0] not in ("profile", "metrics.json", "report.html", "recipe.yaml", "logs")}
     assert {p.name for p in unbroken.iterdir()} == {"profile", "metrics.json", "report.html", "recipe.yaml", "logs", "samples"}
     assert sum(p.stat().st_size for p in (unbroken / "profile").iterdir()) < 2e6

@@ -365,6 +365,23 @@ def test_pairs_are_cut_together_and_carry_the_aus() -> None:
     assert not any(plane.any() for plane in some.aus[:, np.arange(len(AUS)) != AU12].T)
 
 
+def test_frames_are_kept_as_bytes_until_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats those of a clip at 256 pixels take gigabytes; the numbers are the same."""
+    generator, some = frames(10)
+    at_once, convert = [], pix2pix.to_tensor
+    monkeypatch.setattr(pix2pix, "to_tensor", lambda images: at_once.append(len(images)) or convert(images))
+    (given, real), *_ = generator._pairs(some, 1, np.random.default_rng(0))
+    assert max(at_once) == 1
+    rng, margin = np.random.default_rng(0), round(64 * pix2pix.JITTER / 2)
+    row = int(rng.permutation(10)[-1])
+    y, x = rng.integers(0, 2 * margin + 1, 2)
+    whole = np.pad(some.images[row], ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    lines = pix2pix.landmark_map(some.points[row], 64, margin)
+    for made, picture in ((real, whole), (given[:, :3], lines)):
+        wanted = picture[y : y + 64, x : x + 64].astype(np.float32) / np.float32(127.5) - 1
+        assert np.array_equal(made[0].permute(1, 2, 0).numpy(), wanted)
+
+
 def test_every_frame_comes_once_in_a_pass() -> None:
     generator, some = frames(10)
     some.aus[:, 0] = np.arange(10) / 10
@@ -480,6 +497,40 @@ def test_seed_decides(name: str) -> None:
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
+def test_what_is_asked_for_exactly_does_not_depend_on_what_came_before() -> None:
+    """Dropout is drawn anew for each picture, but for those of a sheet or a video."""
+    generator, pose = ready("pix2pix"), (0.0, 0.0, 0.0)
+    one, another, two, third = (
+        generator.generate([Request({12: 3.0}, pose, exact=exact)])[0].image for exact in (True, False, True, False)
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(another, third) and not np.array_equal(one, another)
+
+
+def test_frames_without_depth_are_not_learned_from() -> None:
+    o = identity()
+    flat = [replace(x, landmarks=x.landmarks * (1, 1, np.nan)) if i < 3 else x for i, x in enumerate(o.observations)]  # type: ignore[operator]
+    with pytest.raises(InputError, match=r", and someone has 7\. "):
+        registry.create("generators", "pix2pix", TINY["pix2pix"]).prepare(replace(o, observations=flat), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "learns"),
+    [
+        ("mesh_warp", {}, False),
+        ("au_residual", {}, False),
+        ("au_residual", {"tune_steps": 5}, True),
+        ("pix2pix", {}, False),
+        ("pix2pix_au", {}, True),
+        ("pix2pixhd", {}, False),
+        ("pix2pixhd", {"au_maps": True}, True),
+        ("ganimation", {}, True),
+    ],
+)
+def test_whom_the_base_teaches(name: str, options: dict[str, Any], learns: bool) -> None:
+    assert registry.create("generators", name, options).learns_from_base is learns
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_too_few_frames(name: str) -> None:
     o = identity()
@@ -509,6 +560,7 @@ def test_too_few_frames(name: str) -> None:
         ("pix2pixhd", {"steps": 1}, "generator option steps must be at least 2, got 1"),
         ("pix2pixhd", {"scales": 1}, "generator option scales must be 2 or 3, got 1"),
         ("pix2pixhd", {"feature_weight": -2.0}, "generator option feature_weight must not be negative, got -2"),
+        ("ganimation", {"steps": 4}, "generator option steps must be at least 5, got 4: the generator learns in every fifth"),
         ("ganimation", {"batch_size": 0}, "generator option batch_size must be above 0, got 0"),
         ("ganimation", {"max_pose_error": 60.0}, "generator option max_pose_error must lie in 0-45 degrees, got 60"),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -21,15 +23,18 @@ from conftest import Clip, Said, write_clip
 from PIL import Image
 
 from personalize import composite, generate, geometry
+from personalize import drive as drive_module
 from personalize.aus import AUS, COLUMNS
+from personalize.config import load_recipe
 from personalize.data import balanced_requests
 from personalize.drive import DEAD, Driver, drive, faded, read_driver, smoothed
 from personalize.errors import ConfigError, InputError
 from personalize.faces import Observation
 from personalize.generate import SHEET_FACES, TURN, Sheet, parse_aus, parse_pose, sheet_cells, spread_poses
-from personalize.generators import Generator, Request, Sample
+from personalize.generators import Generator, Request, Sample, ask
 from personalize.identity import Identity
 from personalize.labels import read_labels
+from personalize.profile import Profile
 from personalize.video import open_media
 
 Command = Callable[..., Said]
@@ -307,6 +312,52 @@ def test_frames_that_cannot_be_made_hold_the_last(tmp_path: Path) -> None:
     assert all(r.aus.keys() == set(AUS) and r.exact for r in generator.asked[1:])
 
 
+def test_a_clip_that_changes_its_resolution_is_driven_in_its_own_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(64, 48), (32, 24), (128, 96)]  # width and height
+    frames = [(np.full((h, w, 3), 10 * i, np.uint8), seen(np.zeros((64, 64, 3), np.uint8))) for i, (w, h) in enumerate(sizes)]
+    corners = [np.array([[0.0, 0], [w - 1, h - 1]]) for w, h in sizes]
+    given = []
+
+    class Play:
+        still = frames[0][0]
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def at(self, time: float) -> tuple[np.ndarray, Observation]:
+            return frames[round(time)]
+
+    def insert(frame: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+        given.append(frame.shape[1::-1])
+        return frame, corners[len(given) - 1]
+
+    monkeypatch.setattr(drive_module, "Stage", Play)
+    monkeypatch.setattr(drive_module, "inserted", insert)
+    person, generator = Identity("p", [frames[0][1]], np.zeros((1, 22)), None, (64, 48)), Brush()
+    generator.prepare(person, 0)
+    driver = Driver("d.mp4", 1.0, np.arange(3.0), np.zeros((3, len(AUS))), np.zeros((3, 3)), np.ones(3, bool))
+    performer = drive_module.Performer(generator, person)
+    scenes = list(drive_module._in_clip(driver, performer, None, None, 0))  # type: ignore[arg-type]
+    assert given == sizes and [s.image.shape for s in scenes] == [(48, 64, 3)] * 3
+    # what lay in the corners of the frame lies in those of the video, to half a pixel of either
+    for scene in scenes:
+        assert np.abs(scene.points - corners[0]).max() <= 0.5
+
+
+def test_the_label_keeps_away_from_where_the_face_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video's label does not move: where the first frame shows no face, those that do say where it may stand."""
+    person = seen(np.zeros((64, 64, 3), np.uint8))
+    person.image_landmarks = np.array([[0, 30, 0], [159, 30, 0], [0, 119, 0], [159, 119, 0]], np.float32)  # all but the top
+    blank, corners = np.zeros((120, 160, 3), np.uint8), []
+    scenes = [drive_module._Scene(blank, state, np.zeros((0, 2)), None, None) for state in ("bare", "made")]
+    monkeypatch.setattr(drive_module, "_in_clip", lambda *_: iter(scenes))
+    monkeypatch.setattr(drive_module, "watermark", lambda image, corner: corners.append(corner) or image)
+    driver = Driver("d.mp4", 10.0, np.arange(2) / 10, np.zeros((2, len(AUS))), np.zeros((2, 3)), np.ones(2, bool))
+    identity, generator = Identity("p", [person], np.zeros((1, 22)), None, (160, 120)), Brush()
+    generator.prepare(identity, 0)
+    drive(driver, identity, generator, None, None, tmp_path, composite=True, mark=True, record={})  # type: ignore[arg-type]
+    assert corners == [2, 2], "top right"
+
+
 def test_a_driver_of_which_nothing_can_be_made(tmp_path: Path) -> None:
     driver = Driver("d.mp4", 10.0, np.arange(3) / 10, np.full((3, len(AUS)), 5.0), np.zeros((3, 3)), np.ones(3, bool))
     identity, generator = Identity("p", [seen(np.zeros((64, 64, 3), np.uint8))], np.zeros((1, 22)), None, (64, 64)), Brush()
@@ -386,6 +437,25 @@ def test_a_face_driven_by_its_own_clip_does_the_same(command: Command, face_clip
     assert sorted(p.name for p in out.iterdir()) == ["labels.csv", "provenance.json", "sheet.png", "video.mp4"]
 
 
+def test_whose_expressions_drive_is_said(face_clip: Clip, tools: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    two = np.concatenate([face_clip.images[:8], face_clip.images[:8, :, ::-1]], 2)
+    read_driver(open_media(write_clip(tmp_path / "pair.mp4", two)), *tools)
+    who = "it drives by the one who is largest and longest in it, seen in 8 of 8 frames; cut or crop it to somebody else to take theirs"
+    assert f"warning: pair.mp4 shows 2 people: {who}" in capfd.readouterr().err.splitlines()
+
+
+def test_a_drivers_profile_of_another_base(command: Command, face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is tracked, and by an option that there is."""
+    Profile("me", "mine", "f" * 64).save(tmp_path / "me")
+    monkeypatch.setattr(generate, "collect", lambda *_, **__: pytest.fail("tracked for nothing"))
+    words = ["--driver", face_clip.path, "--driver-profile", tmp_path / "me" / "profile", "--output", tmp_path / "out"]
+    said = command("generate", "--identity", face_clip.path, *words)
+    assert said.code == 2 and len(said.err) == 1
+    begins = f"error: the profile {tmp_path / 'me' / 'profile'} was fitted on base 'mine' (ffffffffffff), and the recipe's is 'base-s' ("
+    assert said.err[0].startswith(begins)
+    assert said.err[0].endswith("): give that one with base=PATH, or leave --driver-profile out.")
+
+
 def test_a_resting_driver_leaves_the_face_at_rest_in_its_clip(command: Command, face_clip: Clip, tmp_path: Path) -> None:
     calm = int(face_clip.target.sum(1).argmin())
     still = write_clip(tmp_path / "still.mp4", np.repeat(face_clip.images[calm : calm + 1], 16, 0))
@@ -423,6 +493,104 @@ def test_of_two_runs_into_one_folder_both_are_kept(tmp_path: Path, capfd: pytest
         assert generate._put(made, folder) == tmp_path / name and (tmp_path / name / "own").read_text() == str(i)
         said = f"warning: generated was filled meanwhile: this run is in {name}"
         assert capfd.readouterr().err.splitlines() == ([said] if i else [])
+
+
+def test_a_folder_that_was_filled_meanwhile_keeps_both_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    made = generate._partial(folder)
+    made.mkdir()
+    (made / "own").touch()
+    (folder / "others").touch()
+    assert generate._put(made, folder) == folder / "mounted-2"
+    assert capfd.readouterr().err == "warning: mounted was filled meanwhile: this run is in mounted/mounted-2\n"
+    assert sorted(p.name for p in folder.rglob("*")) == ["mounted-2", "others", "own"]
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Runs that take no time and write one file; returns where each made it."""
+    places: list[Path] = []
+
+    def make(args: Any, recipe: Any, media: Any, tracker: Any, folder: Path, partial: Path) -> str:
+        places.append(partial)
+        partial.mkdir(parents=True)
+        (partial / "own").touch()
+        if args.n == 13:
+            raise InputError("no luck.")
+        return "a file"
+
+    monkeypatch.setattr(generate, "_pictures", make)
+    return places
+
+
+@pytest.mark.parametrize("output", ["there", "link", "."])
+def test_a_folder_that_is_there_is_not_replaced(
+    command: Command, face_photo: Path, tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """It may be a mount point, which no folder can be renamed to, in a parent that is not the user's to write."""
+    folder, rename = tmp_path / "there", Path.rename
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder if output == "." else tmp_path)
+
+    def busy(self: Path, target: Path) -> Path:
+        if Path(target) == folder:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) == folder)
+    said = command("generate", "--identity", face_photo, "--aus", "AU06=1", "--output", output)
+    assert (said.code, said.err) == (0, [f"wrote a file to {output}"])
+    assert [p.parent for p in pictures] == [folder] and [p.name for p in folder.iterdir()] == ["own"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_run_that_fails_leaves_no_folders(command: Command, face_photo: Path, tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "mine").mkdir()
+    for output in ("new/deep/out", "mine", "mine/new/out"):
+        said = command("generate", "--identity", face_photo, "--aus", "AU06=1", "-n", "13", "--output", tmp_path / output)
+        assert (said.code, said.err) == (2, ["error: no luck."])
+        assert [p.name for p in tmp_path.rglob("*")] == ["mine"]
+    said = command("generate", "--identity", face_photo, "--aus", "AU06=1", "--output", tmp_path / "new/deep/out")
+    assert said.code == 0 and (tmp_path / "new/deep/out/own").exists()
+
+
+def test_the_clip_says_the_size_of_faces_only_where_nobody_else_does(tmp_path: Path) -> None:
+    """Twice the side is four times the pixels, and for a generator that trains on the clip four times the hours."""
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("generator:\n  name: mesh_warp\n  options:\n    size: 160\n")
+    for name, overrides, wanted in (
+        ("default", [], True),
+        ("default", ["generator.options.sources=3"], True),
+        ("default", ["generator=au_residual"], True),
+        ("default", ["generator.options.size=160"], False),  # the default, but said
+        (str(recipe), [], False),
+        ("default", ["generator=pix2pix"], False),
+        ("default", ["generator=ganimation"], False),
+    ):
+        args: Any = SimpleNamespace(recipe=name, overrides=overrides)
+        assert generate._chooses_size(load_recipe(name, overrides), args) is wanted, (name, overrides)
+
+
+def test_a_generator_is_not_asked_for_nothing() -> None:
+    class Strict(Brush):
+        def generate(self, requests: list[Request]) -> list[Sample | None]:
+            assert requests
+            return super().generate(requests)
+
+    assert ask(Strict(), []) == []
+
+
+def test_the_sheet_does_not_keep_whole_frames(command: Command, face_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, large, draw = [], tmp_path / "large.png", generate.contact_sheet
+    with Image.open(face_photo) as picture:
+        picture.resize((640, 480)).save(large)
+    monkeypatch.setattr(generate, "contact_sheet", lambda shown: shapes.extend(i.shape for i, _ in shown) or draw(shown))
+    said = command("generate", "--identity", large, "--aus", "AU12=1", "--composite", "--output", tmp_path / "out")
+    assert said.code == 0 and shapes == [(240, 320, 3)]
+    assert Image.open(tmp_path / "out" / "images" / "00000.png").size == (640, 480)
 
 
 def test_a_tracker_without_depth_gets_no_pictures(face_clip: Clip, tmp_path: Path, command: Command) -> None:
@@ -511,6 +679,7 @@ def test_sheet_of_all_aus(command: Command, face_clip: Clip, tmp_path: Path) -> 
         (["--driver", "none.mp4"], "no such file: none.mp4"),
         (["--driver", "PHOTO"], "photo.png is no video: --driver takes a clip whose expressions are put onto the face."),
         (["--output", "PHOTO"], "PHOTO is a file: name a folder with --output."),
+        (["--output", "PHOTO/sub/below"], "PHOTO is a file: name a folder with --output."),
         (["--recipe", "base"], "recipe base is of kind 'base', and this command takes one of kind 'fit', as default is."),
     ],
 )
@@ -526,9 +695,11 @@ def test_full_disk_is_said_before_the_work(command: Command, face_photo: Path, t
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 9, 1_000_000))
     out = tmp_path / "out"
-    said = command("generate", "--identity", face_photo, "--aus", "AU06=1", "-n", "1000", "--output", out)
-    need = "about 66 MB are needed, 1 MB are free. Free some or name another place with --output."
-    assert (said.code, said.err) == (2, [f"error: not enough disk for {out}: {need}"])
+    for size, needed in (("160", 66), ("512", 657)):  # 2.5 bytes a pixel
+        words = ["--aus", "AU06=1", "-n", "1000", f"generator.options.size={size}"]
+        said = command("generate", "--identity", face_photo, "--output", out, *words)
+        need = f"about {needed} MB are needed, 1 MB are free. Free some or name another place with --output."
+        assert (said.code, said.err) == (2, [f"error: not enough disk for {out}: {need}"])
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from personalize.faces import Observation
 from personalize.generators import Request, Sample, ask
 from personalize.identity import Identity, Neutral
 from personalize_plugins.generators import mesh_warp
+from personalize_plugins.generators.au_residual import AuResidual
 from personalize_plugins.generators.mesh_warp import MeshWarp, around, displacement, load_mesh
 from personalize_plugins.generators.replay_only import ReplayOnly
 
@@ -357,7 +358,8 @@ def test_a_set_of_pictures_does_not_depend_on_the_sets_before() -> None:
 def test_a_large_picture_shows_what_a_small_one_does() -> None:
     """At 384 pixels more of it is skin than OpenCV looks up at once."""
     o = identity().observations[0]
-    shown, to_frame = geometry.view(o.view, geometry.fit_pose(view_points()), 384)  # type: ignore[arg-type]
+    assert o.view is not None
+    shown, to_frame = geometry.view(o.view, geometry.fit_pose(view_points()), size=384)
     large = replace(o, image_landmarks=view_points(), view=shown, view_to_frame=to_frame)
     generator = MeshWarp(384, gain_spread=0.0)
     generator.prepare(replace(identity(), observations=[large], intensity=np.zeros((1, len(AUS)), np.float32)), 0)
@@ -367,6 +369,30 @@ def test_a_large_picture_shows_what_a_small_one_does() -> None:
     assert made is not None and like is not None and made.image.shape == (384, 384, 3)
     halved = cv2.resize(made.image, (192, 192), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(halved - like.image).mean() < 2.5
+
+
+def without_colours(noise: int) -> Identity:
+    """The person filmed in black and white, with channels that differ by up to so many levels."""
+    o = identity().observations[0]
+    assert o.view is not None
+    grey = np.repeat(cv2.cvtColor(o.view, cv2.COLOR_RGB2GRAY)[..., None], 3, 2).clip(0, 250)
+    grey[::2, ::2, 0] += noise
+    return replace(identity(), observations=[replace(o, view=grey)], intensity=np.zeros((1, len(AUS)), np.float32))
+
+
+@pytest.mark.parametrize("cls", [MeshWarp, AuResidual])
+def test_pictures_of_a_black_and_white_clip_have_no_colours(cls: type[MeshWarp]) -> None:
+    """Lips, teeth, the dark between them and the light on skin are drawn in colours of their own."""
+    requests = [Request({25: 5.0, 26: 5.0, 6: 5.0}, exact=True), Request({}, exact=True)]
+    for noise, colours in ((0, 0), (2, 0), (3, 12)):
+        person = without_colours(noise)
+        generator = cls()
+        generator.prepare(person, 0)
+        drawn, same = generator.generate(requests)
+        assert drawn is not None and same is not None
+        apart = np.ptp(drawn.image.astype(int), axis=-1).max()
+        assert apart == 0 if colours == 0 else apart >= colours
+        assert np.array_equal(same.image, person.observations[0].view), "what is not changed is the frame's own"
 
 
 def test_without_views_everything_is_refused() -> None:

@@ -17,10 +17,12 @@ from scipy import linalg
 
 from personalize import geometry, judge, likeness
 from personalize.aus import AUS, COLUMNS
+from personalize.data import balanced_requests, needs
 from personalize.faces import Face, Observation
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 from personalize.labels import Extent, read_labels
+from personalize.weights import load_base
 
 K = len(AUS)
 
@@ -257,10 +259,18 @@ def test_bars() -> None:
 class Painter(Generator):
     """Answers every request with the frame itself, a spot in its corner for AU6."""
 
+    size, learns_from_base = 192, True
+
     def prepare(self, identity: Identity, seed: int) -> None:
         self.identity = identity
+        self.asked: list[Request] = []
+
+    def restart(self, number: int) -> None:
+        assert number == 0
+        self.asked.clear()
 
     def generate(self, requests: list[Request]) -> list[Sample | None]:
+        self.asked += requests
         return [self.answer(r) for r in requests]
 
     def answer(self, request: Request) -> Sample | None:
@@ -280,7 +290,8 @@ class Painter(Generator):
 def test_judging_writes_figures_and_pictures(
     command: Callable[..., Said], face_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personalize.judge.create_generator", lambda recipe: Painter())
+    painter = Painter()
+    monkeypatch.setattr("personalize.judge.create_generator", lambda recipe: painter)
     monkeypatch.setattr(likeness, "find_spec", lambda name: None)  # the extra is not installed
     monkeypatch.setattr(judge, "SOURCES", 1)
     labels = tmp_path / "labels.csv"
@@ -301,11 +312,27 @@ def test_judging_writes_figures_and_pictures(
     assert set(found["held_out"]["aus"]) == {"AU12", "mean"} and found["held_out"]["frames"] >= 10
     held = found["held_out"]["aus"]["AU12"]
     assert held["base"]["icc"] is not None and held["base"] != held["neutral"] != held["generated"]
-    needs = "pip install 'personalize[judge]'"
-    assert found["similarity"]["left_out"].endswith(needs) and found["realism"]["left_out"].endswith(needs)
-    assert f"warning: identity similarity and FD-lite0 and KID-lite0 left out; for them: {needs}" in said.err
+    extra = "pip install 'personalize[judge]'"
+    assert found["similarity"]["left_out"].endswith(extra) and found["realism"]["left_out"].endswith(extra)
+    assert f"warning: identity similarity and FD-lite0 and KID-lite0 left out; for them: {extra}" in said.err
     assert "PCC of asked and detected, AU06" in said.out and "similarity not measured" in said.out
-    assert json.loads(Image.open(out / "sheet.png").info["personalize"])["synthetic"] is True
+    for name in ("sheet.png", "leakage.png"):
+        assert json.loads(Image.open(out / name).info["personalize"]) == found["provenance"], "every PNG says what it is"
+    assert found["verifier"]["independent"] is False
+    assert "warning: mesh_warp learned from what base-s reads in the clip, and base-s judges it: name another --verifier" in said.err
+    # made as fit and generate make them: of what the clip lacks and the base is weak in, begun anew, at the generator's size
+    weak = needs(painter.identity, load_base("base-s").reliability())
+    assert painter.asked == balanced_requests(24, 0, weak) != balanced_requests(24, 0)
+    assert {o.view.shape for o in painter.identity.observations if o.view is not None} == {(192, 192, 3)}
+
+
+def test_who_may_judge() -> None:
+    """Not the base that told the generator which frame shows what, by whatever name it goes."""
+    base, other = SimpleNamespace(sha256="a"), SimpleNamespace(sha256="b")
+    learns, sees_no_base = Painter(), SimpleNamespace(learns_from_base=False)
+    for generator, verifier, alone in ((learns, base, False), (learns, other, True), (sees_no_base, base, True)):
+        case: Any = SimpleNamespace(base=base, verifier=verifier)
+        assert judge.independent(generator, case) is alone  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,28 @@ def test_writer_keeps_the_times_it_is_told(tmp_path: Path, suffix: str) -> None:
     assert even.fps == pytest.approx(25) and counted.fps == pytest.approx(25) and len(list(counted.frames())) == 5
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_writer_says_in_which_colours_it_writes(tmp_path: Path, suffix: str) -> None:
+    """Y'CbCr by ITU-R BT.709, tables 3 and 4: a player that believes the tags shows the colours that were given."""
+    path, colours = tmp_path / f"out{suffix}", np.array([[200, 60, 40], [30, 180, 90]])
+    with video.VideoWriter(path, 25, (64, 64)) as writer:
+        for _ in range(3):
+            writer.write(np.repeat(colours, 32, 0)[:, None].repeat(64, 1).astype(np.uint8))
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+    planes = frame.to_ndarray().astype(float)
+    red, green, blue = (colours / 255).T
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    blueish, reddish = (planes[64 + 16 * i : 80 + 16 * i].reshape(32, 32)[[8, 24], 16] for i in range(2))
+    assert planes[[16, 48], 32] == pytest.approx(16 + 219 * luma, abs=2)
+    assert blueish == pytest.approx(128 + 224 * (blue - luma) / 1.8556, abs=2)
+    assert reddish == pytest.approx(128 + 224 * (red - luma) / 1.5748, abs=2)
+    shown = next(iter(video.open_media(path).frames())).image
+    assert np.abs(shown[[16, 48], 32].astype(int) - colours).max() <= 4
+
+
 def test_writer_leaves_nothing_half_written(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").write_bytes(b"before")
     with pytest.raises(KeyboardInterrupt), video.VideoWriter(tmp_path / "out.mp4", 25, (64, 48)) as writer:

@@ -70,10 +70,10 @@ def make_shard(path: Path, split: str, first: int, people: int, each: int, size:
 
 
 def _work(job: tuple[Any, ...]) -> int:
-    return 0 if _holds(job[0], *job[3:6]) else make_shard(*job)
+    return 0 if holds(job[0], *job[3:6]) else make_shard(*job)
 
 
-def _holds(path: Path, people: int, each: int, size: int) -> bool:
+def holds(path: Path, people: int, each: int, size: int) -> bool:
     """Whether a shard is there and holds what is asked for, not what a smaller trial left."""
     if not path.exists():
         return False

@@ -25,6 +25,7 @@ from personalize import __version__, geometry, ranks, tracking, ui
 from personalize.aus import AUS, column
 from personalize.circumstances import circumstances
 from personalize.config import changes
+from personalize.errors import ConfigError
 from personalize.faces import Observation
 from personalize.identity import Identity
 from personalize.profile import strip_paths
@@ -117,37 +118,45 @@ def make_shard(path: Path, split: str, people: range, each: int, size: int) -> N
     torch.set_num_threads(1)
     world, tracker = World(size=size), MediaPipeTracker(num_faces=1)
     pairs = [pair for index in people for pair in person_pairs(world, tracker, split, index, each)]
-    temporary = path.with_suffix(".tmp.npz")
-    arrays: dict[str, Any] = {f: np.stack([p[f] for p in pairs]).astype(kind) for f, (kind, _) in FIELDS.items()}
-    np.savez(temporary, **arrays)
+    temporary = path.with_name(f".{path.name}")  # which nothing takes for a shard
+    arrays: dict[str, Any] = {}
+    for name, (kind, shape) in FIELDS.items():
+        arrays[name] = np.array([p[name] for p in pairs]).reshape(len(pairs), *shape).astype(kind)  # it may be that no face was found
+    np.savez(temporary, **arrays, made=np.array([len(people), each, size]))
     temporary.rename(path)
     tracker.close()
 
 
 def _work(job: tuple[Any, ...]) -> None:
-    if not job[0].exists():
+    from personalize.synth.dataset import holds
+
+    path, _, people, each, size = job
+    if not holds(path, len(people), each, size):
         make_shard(*job)
 
 
-def make(folder: Path, split: str, people: int, each: int, size: int, workers: int, per_shard: int = 20) -> None:
-    """Write the shards of a split; those that are there already are kept."""
+def make(folder: Path, split: str, people: int, each: int, size: int, workers: int, per_shard: int = 20) -> list[Path]:
+    """Write the shards of a split and return them; those that are there and hold what is asked for are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, people, per_shard)
     jobs = [(folder / f"pairs-{split}-{s:06d}.npz", split, range(s, min(s + per_shard, people)), each, size) for s in starts]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for _ in ui.progress(pool.imap_unordered(_work, jobs), len(jobs), f"Rendering pairs of {people} people"):
             pass
+    return [job[0] for job in jobs]
 
 
 class Pairs(Dataset[dict[str, Tensor]]):
-    """All pairs of a split, in memory; batches by a list of rows."""
+    """All pairs of some shards, in memory; batches by a list of rows. Raises ConfigError where there are none."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        paths = sorted(folder.glob(f"pairs-{split}-*.npz"))
+    def __init__(self, paths: list[Path]) -> None:
         counts = []
         for path in paths:
             with np.load(path) as data:
                 counts.append(len(data["delta"]))
+        if not sum(counts):
+            where = f"{paths[0].parent} ({paths[0].name} ...)"
+            raise ConfigError(f"no face was found in any picture of {where}: raise world.size, or render more people.")
         self.data: dict[str, np.ndarray] = {f: np.empty((sum(counts), *shape), kind) for f, (kind, shape) in FIELDS.items()}
         start = 0
         for path, n in zip(paths, counts, strict=True):
@@ -290,9 +299,10 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     world, optim = recipe["world"], recipe["optim"]
     data_folder = data_folder or folder / "pairs"
     with ranks.first_goes_ahead():
-        for split in ("validation", "train"):
-            make(data_folder, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"])
-        train, validation = Pairs(data_folder, "train"), Pairs(data_folder, "validation")
+        validation, train = (
+            Pairs(make(data_folder, split, world[f"{split}_people"], world["pictures"], world["size"], world["workers"]))
+            for split in ("validation", "train")
+        )
     module = ResidualModule(ResidualNet(**recipe["model"]), optim["lr"], optim["weight_decay"], validation)
     trainer = L.Trainer(
         max_epochs=optim["epochs"], logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,

@@ -74,7 +74,14 @@ class AuResidual(MeshWarp):
             raise ConfigError(f"generator option tune_steps must not be negative, got {tune_steps}")
         self.tune_steps = tune_steps
         self.weights = Path(weights) if weights else WEIGHTS
+        if not self.weights.is_file():
+            raise ConfigError(f"no weights of au_residual at {self.weights}: name the .safetensors that 'personalize generator fit' wrote.")
         self._small: MeshWarp | None = None
+
+    @property
+    def learns_from_base(self) -> bool:
+        """Where it is tuned to the person: what their frames show is what the base reads in them."""
+        return self.tune_steps > 0
 
     @staticmethod
     def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -> Path:
@@ -151,8 +158,9 @@ class AuResidual(MeshWarp):
         """
         shown = np.clip(identity.intensity - self._resting(identity), 0, None)
         pairs = []
-        for i, o in enumerate(identity.observations):
-            if o.view is None or o.view_to_frame is None or o.landmarks is None or len(o.image_landmarks) != 478 or o.quality < 0.2:
+        for i in self._usable(identity):
+            o = identity.observations[i]
+            if o.quality < 0.2:
                 continue
             turned = o.upright[:2]
             near = [s for s in self._sources if np.abs(s.angles - turned).max() < np.radians(4)]

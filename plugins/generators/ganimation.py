@@ -42,6 +42,7 @@ class GANimation(ClipGAN):
     """
 
     name = "ganimation"
+    learns_from_base = True
 
     def __init__(
         self,
@@ -59,7 +60,9 @@ class GANimation(ClipGAN):
         if not 0 <= max_pose_error <= 45:
             raise ConfigError(f"generator option max_pose_error must lie in 0-45 degrees, got {max_pose_error:g}")
         super().__init__(size, max_pose_error)
-        check_positive(steps=steps, batch_size=batch_size, lr=lr, ngf=ngf, blocks=blocks)
+        check_positive(batch_size=batch_size, lr=lr, ngf=ngf, blocks=blocks)
+        if steps < CRITIC_STEPS:
+            raise ConfigError(f"generator option steps must be at least {CRITIC_STEPS}, got {steps}: the generator learns in every fifth")
         self.steps, self.batch_size, self.lr, self.ngf, self.blocks = steps, batch_size, lr, ngf, blocks
         self.au_weight, self.cycle_weight, self.attention_weight = au_weight, cycle_weight, attention_weight
 

@@ -55,6 +55,7 @@ _BROWS = (46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295
 _CHART_ANGLE, _CHART_HEIGHT, _CHART_RADIUS = 2.0, 260.0, 85.0  # of the relief maps: radians to each side, mm, mm
 _LIP_FROM, _LIP_SPAN, _LIP_POWER = 0.6, 13.4, 0.7  # AU25 and AU26 in mm, as personalize.synth.person.Person.measure
 _JAW_FROM, _JAW_SPAN, _JAW_POWER = 1.5, 22.5, 0.8
+_GREY = 2  # levels between the channels of a picture without colours, at most
 _ROWS = 16384  # that cv2.remap takes at once: it refuses 32767
 _AU25, _AU26, _AU43 = AUS.index(25), AUS.index(26), AUS.index(43)
 
@@ -210,6 +211,7 @@ class _Source:
     quality: float
     light: np.ndarray  # (4,): constant and direction, relative
     lip_gap: float  # px
+    grey: bool  # a black-and-white picture, as far as a codec keeps it one
 
 
 class MeshWarp(Generator):
@@ -263,16 +265,7 @@ class MeshWarp(Generator):
         self._relief[mesh.relief_aus.index(17)] += noise / noise.std() * mesh.pebbled
         resting = self._resting(identity)
         shown = np.clip(identity.intensity - resting, 0, None)
-        usable = [
-            i
-            for i, o in enumerate(identity.observations)
-            if o.view is not None
-            and o.view_to_frame is not None
-            and len(o.image_landmarks) == 478
-            and o.landmarks is not None
-            and np.isfinite(o.landmarks).all()
-            and o.quality > 0.05
-        ]
+        usable = self._usable(identity)
         if not usable:
             self._sources = []
             return
@@ -293,6 +286,20 @@ class MeshWarp(Generator):
         rest = identity.neutral.landmarks if identity.neutral is not None else None
         rest = self._rest_points(identity, chosen) if rest is None else rest
         self._aperture = tuple(float(np.clip(aperture(rest, side) / aperture(mesh.mean, side), 0.4, 2.0)) for side in (0, 1))
+
+    @staticmethod
+    def _usable(identity: Identity) -> list[int]:
+        """The frames that pictures can be made of: with a view, mesh landmarks with depth, and enough quality."""
+        return [
+            i
+            for i, o in enumerate(identity.observations)
+            if o.view is not None
+            and o.view_to_frame is not None
+            and len(o.image_landmarks) == 478
+            and o.landmarks is not None
+            and np.isfinite(o.landmarks).all()
+            and o.quality > 0.05
+        ]
 
     @staticmethod
     def _resting(identity: Identity) -> np.ndarray:
@@ -343,6 +350,7 @@ class MeshWarp(Generator):
             o.quality,
             light,
             gap,
+            grey=int(np.ptp(o.view, axis=-1).max()) <= _GREY,
         )
 
     @staticmethod
@@ -418,7 +426,8 @@ class MeshWarp(Generator):
         for au in request.aus:
             if au not in AUS:
                 raise InputError(f"AU{au} is none that the base model reads: {', '.join(map(str, AUS))}")
-        rng = np.random.default_rng([self._seed, 161, self._count])
+        # what is asked for exactly does not depend on what was asked for before
+        rng = np.random.default_rng([self._seed, 161] if request.exact else [self._seed, 161, self._count])
         self._count += 1
         values = list(request.aus.values())
         if not self._sources or any(not 0 <= v <= self.max_intensity for v in values):
@@ -682,7 +691,9 @@ class _Draft:
     sample: Sample
 
     def finished(self, image: np.ndarray) -> Sample:
-        """The sample with its picture."""
+        """The sample with its picture; what is drawn into one without colours, as lips and teeth are, has none."""
+        if self.source.grey and not np.array_equal(image, self.source.image):
+            image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return replace(self.sample, image=image)
 
 

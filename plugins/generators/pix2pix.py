@@ -105,9 +105,9 @@ def region(size: int, *points: np.ndarray) -> np.ndarray:
     return np.asarray(soft[..., None])
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
+def to_tensor(images: np.ndarray | Tensor) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_image(picture: Tensor) -> np.ndarray:
@@ -136,12 +136,13 @@ class ClipGAN(MeshWarp):
     """
 
     name = "gan"
+    trains_on_clip = True
 
     def __init__(self, size: int, max_yaw_change: float) -> None:
         super().__init__(size=network_size(size), max_yaw_change=max_yaw_change, shading=False, gain_spread=0.0)
 
     def prepare(self, identity: Identity, seed: int) -> None:
-        """Train on the usable frames: those with a view, mesh landmarks and enough quality.
+        """Train on the frames that mesh_warp can use: those with a view, mesh landmarks with depth and enough quality.
 
         Raises InputError where there are fewer than 8.
         """
@@ -160,15 +161,7 @@ class ClipGAN(MeshWarp):
 
     def _frames(self, identity: Identity) -> Frames:
         shown = np.clip(identity.intensity - self._resting(identity), 0, None).astype(np.float32)
-        usable = [
-            i
-            for i, o in enumerate(identity.observations)
-            if o.view is not None
-            and o.view_to_frame is not None
-            and o.landmarks is not None
-            and len(o.image_landmarks) == 478
-            and o.quality > 0.05
-        ]
+        usable = self._usable(identity)
         if len(usable) < LEAST_FRAMES:
             raise InputError(
                 f"{self.name} learns from the clip's own frames: it needs at least {LEAST_FRAMES} with a face and a mesh of landmarks, and "
@@ -201,6 +194,11 @@ class LandmarkGAN(ClipGAN):
 
     au_maps = False
 
+    @property
+    def learns_from_base(self) -> bool:
+        """Where AU maps are given, which hold what the base reads."""
+        return self.au_maps
+
     def _conditions(self, points: np.ndarray, aus: np.ndarray, margin: int = 0) -> Tensor:
         """(1, 3, S, S), with AU maps (1, 3 + K, S, S): what the generator is given. aus: (K,) 0-1."""
         lines = to_tensor(landmark_map(points, self.size, margin)[None])
@@ -222,8 +220,9 @@ class LandmarkGAN(ClipGAN):
         """
         margin = round(self.size * JITTER / 2)
         around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-        images = to_tensor(np.pad(frames.images, around, mode="edge")).to(device())
-        maps = to_tensor(np.stack([landmark_map(p, self.size, margin) for p in frames.points])).to(device())
+        # bytes: as floats the frames of a long clip would not fit into memory
+        images = torch.from_numpy(np.pad(frames.images, around, mode="edge")).to(device())
+        maps = torch.from_numpy(np.stack([landmark_map(p, self.size, margin) for p in frames.points])).to(device())
         aus = torch.from_numpy(frames.aus).to(device())
         order: list[int] = []
         for _ in range(steps):
@@ -231,7 +230,7 @@ class LandmarkGAN(ClipGAN):
             i = [order.pop()]
             y, x = (int(v) for v in rng.integers(0, 2 * margin + 1, 2))
             cut = (slice(None), slice(y, y + self.size), slice(x, x + self.size))
-            yield self._beside(maps[i][:, *cut], aus[i]), images[i][:, *cut]
+            yield self._beside(to_tensor(maps[i][cut]), aus[i]), to_tensor(images[i][cut])
 
     def _draw(self, source: _Source, points: np.ndarray, aus: np.ndarray) -> np.ndarray:
         return to_image(self._net(self._conditions(points, aus).to(device()))[0])
