@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Said
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +23,7 @@ from personalize.errors import ConfigError, InputError
 from personalize.faces import Observation
 from personalize.generators import Request, Sample
 from personalize.identity import Identity, Neutral
-from personalize_plugins.generators import _gan, ganimation, mesh_warp, pix2pix, pix2pixhd
+from personalize_plugins.generators import _gan, _ganimation_fit, ganimation, mesh_warp, pix2pix, pix2pixhd
 from personalize_plugins.generators.mesh_warp import MeshWarp, displacement, load_mesh
 
 TINY: dict[str, dict[str, Any]] = {
@@ -631,6 +634,74 @@ def test_ganimation_does_not_move_the_mouth_or_the_head() -> None:
     assert sample.target[AU25] == 0.0 and sample.target[AUS.index(26)] == 2.0
     assert sample.info["yaw_change"] == 0.0 and sample.info["jaw"] == 0.0
     assert ready("ganimation").generate([Request({}, (0.0, -0.1, 0.0))]) == [None]  # 5.7 degrees from the nearest frame
+
+
+@pytest.fixture
+def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Two people's three pictures each, in place of renders."""
+    views = [cv2.resize(o.view, (160, 160)) for o in identity().observations[:6] if o.view is not None]
+    arrays = {
+        "target": np.stack(views),
+        "aus": np.random.default_rng(0).uniform(0, 5, (6, len(AUS))).astype(np.float32),
+        "delta": np.zeros((6, len(AUS)), np.float32),
+        "person": np.repeat(np.array([0, 1], np.int32), 3),
+    }
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    monkeypatch.setattr(_ganimation_fit, "make", lambda *_: [tmp_path / "pairs.npz"])
+    return arrays
+
+
+SMALL_FIT = ["--recipe", "ganimation", *(f"generator.options.{k}={v}" for k, v in (("size", 64), ("ngf", 4), ("blocks", 1)))]
+
+
+def test_ganimation_learns_from_renders(shard: dict[str, np.ndarray], tmp_path: Path, command: Callable[..., Said]) -> None:
+    """Weights and card are written; the card's errors are what a loop gives; a fit starts from the weights, or takes them as they are."""
+    said = command("generator", "fit", "--output", tmp_path / "out", *SMALL_FIT, "optim.epochs=6", "optim.batch_size=3", "optim.lr=1e-3")
+    path = tmp_path / "out" / "ganimation.safetensors"
+    assert said.code == 0 and said.err[-1].startswith(f"wrote {path}")
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["data"] == "6 rendered pictures of 2 people; no photograph of anybody" and set(card["made"]) >= {"command", "date", "hours"}
+    given = {**TINY["ganimation"], "weights": str(path), "steps": 0}
+    taken = ganimation.GANimation(**given)
+    net, critic = taken.networks()
+    assert net.attention[0].bias.item() != 0 and critic.body[0].bias.abs().min() > 0, "both learned: they begin at 0"
+    small = np.stack([cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA) for image in shard["target"]]).astype(np.float64)
+    made, still = [], []
+    for a, b in ((0, 1), (1, 2), (3, 4), (4, 5)):
+        with torch.no_grad():
+            x = torch.from_numpy(small[a : a + 1].transpose(0, 3, 1, 2) / 127.5 - 1).float()
+            y = net(x, torch.from_numpy(shard["aus"][b : b + 1] / 5))[0][0].numpy().transpose(1, 2, 0) * 127.5 + 127.5
+        made.append(np.abs(y - small[b]).mean() / 255)
+        still.append(np.abs(small[a] - small[b]).mean() / 255)
+    assert card["validation"]["still_error"] == pytest.approx(np.mean(still), abs=1e-4)
+    assert card["validation"]["error"] == pytest.approx(np.mean(made), abs=2e-3), "half precision apart"
+    assert not taken.learns_from_base and taken.content() != ganimation.GANimation(**TINY["ganimation"]).content()
+    taken.prepare(identity(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(taken._net.parameters(), net.parameters(), strict=True)), "no step on the clip"
+    tuned = ganimation.GANimation(**{**given, "steps": 5})
+    tuned.prepare(identity(), 0)
+    moved = sum((a - b).abs().max().item() for a, b in zip(tuned._net.parameters(), net.parameters(), strict=True))
+    assert moved > 0 and tuned.learns_from_base
+    with pytest.raises(ConfigError) as error:
+        ganimation.GANimation(size=128, ngf=4, blocks=2, weights=str(path))
+    other = "generator.options.size=64 generator.options.blocks=1"
+    assert str(error.value) == f"the weights of ganimation at {path} are of another network: give {other}."
+    path.with_suffix(".json").write_text("[]")
+    with pytest.raises(ConfigError) as error:
+        ganimation.GANimation(**given)
+    assert str(error.value) == f"the weights of ganimation at {path} have no card that can be read: train them anew."
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["model.said=32"], "model.said is of au_residual's network: ganimation's is set by generator.options."),
+        (["optim.weight_decay=0.1"], "optim.weight_decay=0.1: the optimizer of ganimation has none, leave it 0."),
+    ],
+)
+def test_what_ganimation_does_not_read_is_refused(words: list[str], line: str, tmp_path: Path, command: Callable[..., Said]) -> None:
+    said = command("generator", "fit", "--output", tmp_path / "out", *SMALL_FIT, *words)
+    assert said.code == 2 and said.err[-1] == f"error: {line}" and not (tmp_path / "out").exists()
 
 
 def test_ganimation_with_closed_attention_is_the_view() -> None:

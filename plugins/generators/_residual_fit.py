@@ -39,6 +39,7 @@ FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
     "said": (np.float32, (GLOBAL,)),
     "target": (np.uint8, (SIDE, SIDE, 3)),
     "delta": (np.float32, (K,)),
+    "aus": (np.float32, (K,)),  # of the target
     "person": (np.int32, ()),
 }
 """What a shard keeps of each pair."""
@@ -104,6 +105,7 @@ def person_pairs(world: Any, tracker: Any, split: str, index: int, each: int) ->
                 "said": about(strength, source.light, (0.0, 0.0), jaw, part),
                 "target": np.round(wanted),
                 "delta": delta,
+                "aus": target,
                 "person": np.array(index),
             }
         )
@@ -149,7 +151,7 @@ def make(folder: Path, split: str, people: int, each: int, size: int, workers: i
 class Pairs(Dataset[dict[str, Tensor]]):
     """All pairs of some shards, in memory; batches by a list of rows. Raises ConfigError where there are none."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], fields: tuple[str, ...] = tuple(FIELDS)) -> None:
         counts = []
         for path in paths:
             with np.load(path) as data:
@@ -157,11 +159,11 @@ class Pairs(Dataset[dict[str, Tensor]]):
         if not sum(counts):
             where = f"{paths[0].parent} ({paths[0].name} ...)"
             raise ConfigError(f"no face was found in any picture of {where}: raise world.size, or render more people.")
-        self.data: dict[str, np.ndarray] = {f: np.empty((sum(counts), *shape), kind) for f, (kind, shape) in FIELDS.items()}
+        self.data: dict[str, np.ndarray] = {f: np.empty((sum(counts), *FIELDS[f][1]), FIELDS[f][0]) for f in fields}
         start = 0
         for path, n in zip(paths, counts, strict=True):
             with np.load(path) as data:
-                for field in FIELDS:
+                for field in fields:
                     self.data[field][start : start + n] = data[field]
             start += n
 

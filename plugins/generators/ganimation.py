@@ -1,9 +1,15 @@
-"""GANimation, trained on the clip's own frames; see ``pix2pix`` for what the anchors share and ``_gan`` for the networks."""
+"""GANimation; see ``pix2pix`` for what the anchors share, ``_gan`` for the networks, ``_ganimation_fit`` for the synthetic world."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,27 +28,28 @@ NOISE = 0.1
 
 
 class GANimation(ClipGAN):
-    """GANimation, trained on the clip's own frames (Pumarola et al., ECCV 2018): a colour and an attention mask from AUs.
+    """GANimation (Pumarola et al., ECCV 2018): a colour and an attention mask from AUs, trained on the clip's own frames.
 
     WGAN-GP critic (weight 10) with an AU regression head (4000), attention smoothness and norm (0.1, total variation 1e-4), cycle (10);
     Adam 1e-4 with beta1 0.5, five steps of the critic for one of the generator (section 4.2 and implementation details). AUs are what the
     base model reads above the person's resting face, over 5; wanted AUs in training are those of another frame with a little noise. It has
     no landmarks: it cannot turn a head, AU25 and AU26 of a picture are what was asked for, and AUs that the clip does not show it has never
-    seen. The paper trains on 200 000 pictures in batches of 25; ``steps`` bounds the time here.
+    seen, unless it starts from weights of many people. The paper trains on 200 000 pictures in batches of 25; so does, on the synthetic
+    world, ``personalize generator fit --recipe ganimation``. ``steps`` bounds the time on the clip.
 
     Args:
         size: side of the pictures in pixels: 64, 128, 256 or 512; others are rounded down to these.
-        steps: batches to train the critic with; the generator learns in every fifth.
+        steps: batches of the clip to train the critic with; the generator learns in every fifth. 0, with weights: none.
         batch_size: pictures in a batch.
         lr: learning rate of both networks.
         ngf: width of both networks; the paper has 64.
         blocks: residual blocks of the generator.
         au_weight: of the AU regression. cycle_weight: of the way back to the input. attention_weight: of the mask's norm and smoothness.
+        weights: what ``personalize generator fit --recipe ganimation`` wrote, to start from; size, ngf and blocks must be those of it.
         max_pose_error: degrees by which a frame's pitch and yaw may differ from the pose asked for; requests further off are refused.
     """
 
     name = "ganimation"
-    learns_from_base = True
 
     def __init__(
         self,
@@ -56,20 +63,61 @@ class GANimation(ClipGAN):
         cycle_weight: float = 10.0,
         attention_weight: float = 0.1,
         max_pose_error: float = 5.0,
+        weights: str = "",
     ) -> None:
         if not 0 <= max_pose_error <= 45:
             raise ConfigError(f"generator option max_pose_error must lie in 0-45 degrees, got {max_pose_error:g}")
         super().__init__(size, max_pose_error)
         check_positive(batch_size=batch_size, lr=lr, ngf=ngf, blocks=blocks)
-        if steps < CRITIC_STEPS:
+        if steps < CRITIC_STEPS and not (weights and steps == 0):
             raise ConfigError(f"generator option steps must be at least {CRITIC_STEPS}, got {steps}: the generator learns in every fifth")
         self.steps, self.batch_size, self.lr, self.ngf, self.blocks = steps, batch_size, lr, ngf, blocks
         self.au_weight, self.cycle_weight, self.attention_weight = au_weight, cycle_weight, attention_weight
+        self.network = {"size": self.size, "ngf": ngf, "blocks": blocks}
+        self.weights = Path(weights) if weights else None
+        if self.weights is not None:
+            self._check_weights(self.weights)
+
+    @property
+    def learns_from_base(self) -> bool:
+        """Where it trains on the clip: the AUs of its frames are what the base reads in them."""
+        return self.steps > 0
+
+    @staticmethod
+    def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = None) -> Path:
+        """Train on the synthetic world; see :mod:`._ganimation_fit`."""
+        from personalize_plugins.generators import _ganimation_fit
+
+        return _ganimation_fit.pretrain(recipe, folder, data_folder)
+
+    def content(self) -> str:
+        """Source and weights."""
+        return super().content() + hashlib.sha256(self.weights.read_bytes() if self.weights else b"").hexdigest()
+
+    def _check_weights(self, path: Path) -> None:
+        try:
+            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            model, aus = dict(card["model"]), list(card["aus"])
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise ConfigError(f"the weights of ganimation at {path} have no card that can be read: train them anew.") from problem
+        other = [f"generator.options.{key}={value}" for key, value in model.items() if self.network.get(key) != value]
+        if other:
+            raise ConfigError(f"the weights of ganimation at {path} are of another network: give {' '.join(other)}.")
+        if aus != list(AUS) or not path.is_file():
+            raise ConfigError(f"the weights of ganimation at {path} are missing or know other AUs: train them anew.")
+
+    def networks(self) -> tuple[_gan.MaskedGenerator, _gan.Critic]:
+        """Generator and critic, with random weights or those that were given."""
+        net, critic = _gan.MaskedGenerator(len(AUS), self.ngf, self.blocks), _gan.Critic(len(AUS), self.size, self.ngf)
+        if self.weights is not None:
+            stored = {k: v.float() for k, v in load_file(self.weights).items()}
+            for name, module in (("net.", net), ("critic.", critic)):
+                module.load_state_dict({k.removeprefix(name): v for k, v in stored.items() if k.startswith(name)})
+        return net, critic
 
     def _fit(self, frames: Frames, rng: np.random.Generator) -> None:
         place = device()
-        net = _gan.MaskedGenerator(len(AUS), self.ngf, self.blocks).to(place)
-        critic = _gan.Critic(len(AUS), self.size, self.ngf).to(place)
+        net, critic = (network.to(place) for network in self.networks())
         ours, theirs = adams(self.lr, net, critic)
         for step in ui.progress(range(self.steps), self.steps, f"Training {self.name}"):
             index = rng.integers(0, len(frames.images), (2, self.batch_size))
