@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -583,10 +584,12 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
             caption = " ".join(f"AU{a:02d} {v:.1f}" for a, v in sample.request.aus.items()) or "rest"
             shown.append((thumbnail(image), caption))
 
+    refused: Counter[str] = Counter()
     with ui.progress(None, len(requests), "Generating") as bar:
         for number, sample in answers(generator, requests, args.grid == "balanced" and not args.pose):
             bar.advance(1)
             if sample is None:
+                refused[requests[number].cell] += 1
                 continue
             place.append(number)
             if args.composite:
@@ -609,7 +612,8 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     out.finish()
     drawn = grid.canvas if grid is not None else contact_sheet(shown)
     drawn.save(partial / "sheet.png", pnginfo=png_info(record))
-    _write_record(partial, record | {"pictures": len(out), "asked": len(requests), "grid": args.grid, "watermark": args.watermark})
+    counted = {"pictures": len(out), "asked": len(requests), "refused": dict(refused)}
+    _write_record(partial, record | counted | {"grid": args.grid, "watermark": args.watermark})
     return f"{len(out)} pictures, masks, labels.csv, landmarks.npz, sheet.png and provenance.json"
 
 

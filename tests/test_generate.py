@@ -662,6 +662,9 @@ def test_sheet_of_all_aus(command: Command, face_clip: Clip, tmp_path: Path) -> 
     assert [float(r["AU06_r"]) for r in rows[24:30]] == [0, 1, 2, 3, 4, 5]
     sheet = Image.open(out / "sheet.png")
     assert sheet.size == Sheet((64, 64)).canvas.size
+    record = json.loads((out / "provenance.json").read_text())
+    assert sum(record["refused"].values()) == record["asked"] - len(rows) > 0
+    assert all("yaw" in cell for cell in record["refused"]), "what was left out, and at which pose"
 
 
 # refusals
