@@ -111,8 +111,8 @@ class Generator(ABC):
 
 
 def ask(generator: Generator, requests: list[Request]) -> list[Sample | None]:
-    """What a generator answers, checked: a plug-in that answers wrong is told so in one line, before anything is learned from it. It is
-    not called for nothing.
+    """What a generator answers, checked: a plug-in that answers wrong is told so in one line, before anything is learned from it.
+    Without requests it is not called.
 
     Raises ConfigError.
     """
