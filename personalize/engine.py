@@ -710,9 +710,12 @@ def _absolute(path: str) -> str:
 
 
 def _name_of(identity: str) -> str:
-    stem = unicodedata.normalize("NFKD", Path(identity.rstrip("/")).stem).encode("ascii", "ignore").decode()
-    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
-    return cleaned[:64].strip("._-") or "person"
+    stem = unicodedata.normalize("NFKD", Path(identity.rstrip("/")).stem)
+    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem.encode("ascii", "ignore").decode())[:64].strip("._-")
+    if cleaned and not any(c.isalnum() and not c.isascii() for c in stem):
+        return cleaned
+    # Letters of other scripts are lost: what is left of two strangers' names may be the same.
+    return f"{cleaned[:55].rstrip('._-') or 'person'}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
 def heard(evidence: dict[str, dict[str, float]], trusted: np.ndarray, promise: np.ndarray) -> dict[str, dict[str, float]]:

@@ -104,6 +104,8 @@ class LabelTable:
         where no row is about these frames.
         """
         frames, timestamps = np.asarray(frames), np.asarray(timestamps, dtype=float)
+        if self.kind in ("span", "timestamp") and files and any(files):
+            raise InputError(f"{self.path.name} labels times, and photographs have none. Use a 'file' column with their names.")
         if self.kind == "span":
             rows_of, outside = self._spans(timestamps, clip)
         elif self.kind == "timestamp":

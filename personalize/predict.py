@@ -307,10 +307,9 @@ def predict_command(args: argparse.Namespace) -> int:
     replaced = overlay is not None and overlay.exists()
     if args.profile:
         read_manifest(find_profile(args.profile))  # before anything is tracked for nothing
-    # One face is quicker to track, but which one is then the tracker's choice: not for --face.
-    one = not args.all_faces and args.face is None and not args.tracker
     name = args.tracker or "mediapipe"
-    options = registry.check_options("trackers", name, {"num_faces": 1} if one else {})
+    # As a fit has it, also where one face is wanted: told to find one only, MediaPipe smooths its points.
+    options = registry.check_options("trackers", name, {})
     reader = functools.cache(lambda: open_reader(args.profile, args.base))
     table, person = predict(media, reader, (name, options), args.face, args.all_faces, overlay, args.smooth)
     try:

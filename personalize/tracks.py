@@ -38,6 +38,12 @@ MAX_GAP_S = 2.0
 LATE_S = 1.0
 SHAPE_POINTS = 8.0
 """Weight of the difference of face shapes (canonical units) in the cost of joining a face to a track."""
+OTHER_SHAPE = 0.05
+"""Difference of face shapes (canonical units) from which three frames in a row show another person. Within 30 degrees of the camera's axis
+one rendered person in any expression came to 0.031, and of pairs of people a sixth is further apart: the most alike are not told apart."""
+_FRONTAL = np.radians(30.0)
+_STRANGE = 2
+"""Frames of another shape that a track takes, as the mesh may slip, before it refuses the next."""
 
 
 def _ramp(value: float, zero: float, one: float) -> float:
@@ -114,11 +120,19 @@ class _Track:
     time: float
     shape: np.ndarray | None
     seen: int = 1
+    recent: np.ndarray | None = None
+    strange: int = 0
     meter: OcclusionMeter = field(default_factory=OcclusionMeter)
 
     def expected(self, timestamp: float) -> np.ndarray:
         # a lost face does not fly on for ever
         return self.box + self.velocity * min(timestamp - self.time, 0.5)
+
+    def differs(self, shape: np.ndarray | None, off_axis: float) -> bool:
+        """Whether a face's shape is another person's than the track had all along, and than it had last."""
+        if shape is None or self.shape is None or self.recent is None or self.seen < 5 or off_axis > _FRONTAL:
+            return False
+        return min(_difference(shape, self.shape), _difference(shape, self.recent)) > OTHER_SHAPE
 
 
 class TrackBuilder:
@@ -126,19 +140,29 @@ class TrackBuilder:
 
     A face goes to the track whose expected box (constant velocity) it overlaps most, helped by how alike the two faces' shapes are. A track
     survives ``max_gap_s`` without a face in its place; after that, a face whose shape fits one lost track clearly better than any other,
-    and closely, continues it (someone who looked away, left or was cut out); else it is a new person.
+    and closely, continues it (someone who looked away, left or was cut out); else it is a new person. Where a cut puts somebody else in the
+    same place, the third frame of a clearly different shape (``OTHER_SHAPE``) begins a new track.
     """
 
     def __init__(self, max_gap_s: float = MAX_GAP_S) -> None:
         self.max_gap_s = max_gap_s
         self._tracks: list[_Track] = []
 
-    def update(self, faces: list[Face], timestamp: float, shapes: list[np.ndarray | None] | None = None) -> list[int]:
-        """Track numbers of the faces of the next frame, one each. shapes: pose-normalised landmarks where known."""
-        shapes = shapes or [None] * len(faces)
+    def update(
+        self,
+        faces: list[Face],
+        timestamp: float,
+        shapes: list[np.ndarray | None] | None = None,
+        off_axis: list[float] | None = None,
+    ) -> list[int]:
+        """Track numbers of the faces of the next frame, one each. shapes: pose-normalised landmarks where known; off_axis: how far each
+        face is turned from the camera's axis, radians, 0 where not told."""
+        shapes, off_axis = shapes or [None] * len(faces), off_axis or [0.0] * len(faces)
         pairs = []
         for i, face in enumerate(faces):
             for track in self._tracks:
+                if track.strange >= _STRANGE and track.differs(shapes[i], off_axis[i]):
+                    continue
                 cost = self._cost(face.box, shapes[i], track, timestamp)
                 if cost is not None:
                     pairs.append((cost, i, track))
@@ -160,7 +184,7 @@ class TrackBuilder:
                     track.box, track.time = face.box.astype(float), timestamp
                 result[i] = track
                 taken.add(track.id)
-            self._advance(result[i], face, shapes[i], timestamp)
+            self._advance(result[i], face, shapes[i], off_axis[i], timestamp)
         return [result[i].id for i in range(len(faces))]
 
     def meter(self, track_id: int) -> OcclusionMeter:
@@ -192,16 +216,23 @@ class TrackBuilder:
         return ranked[0][2] if len(ranked) == 1 or ranked[0][0] < 0.7 * ranked[1][0] else None
 
     @staticmethod
-    def _advance(track: _Track, face: Face, shape: np.ndarray | None, timestamp: float) -> None:
+    def _advance(track: _Track, face: Face, shape: np.ndarray | None, off_axis: float, timestamp: float) -> None:
         box = face.box.astype(float)
         passed = timestamp - track.time
+        if track.differs(shape, off_axis):  # nothing is learnt of it: it may be another's
+            track.velocity, track.box, track.time = np.zeros(4), box, timestamp
+            track.strange += 1
+            return
         if passed > 0:
             track.velocity = 0.6 * track.velocity + 0.4 * (box - track.box) / passed
         track.box, track.time = box, timestamp
+        track.strange = 0
         track.seen += 1
         if shape is not None:
             points = shape[_IDENTITY]
             track.shape = points.copy() if track.shape is None else track.shape + max(1 / track.seen, 0.01) * (points - track.shape)
+            if off_axis <= _FRONTAL:
+                track.recent = points.copy() if track.recent is None else track.recent + max(1 / track.seen, 0.2) * (points - track.recent)
 
 
 # points that differ between people more than they move: face outline above the mouth, eyes, nose
@@ -375,7 +406,7 @@ def observe(
             order = np.argsort([-_area(f.box) for f in faces], kind="stable")
             ids = [int(np.flatnonzero(order == i)[0]) for i in range(len(faces))]
         else:
-            ids = builder.update(faces, frame.timestamp, shapes)
+            ids = builder.update(faces, frame.timestamp, shapes, [float(pose.off_axis) for pose in poses])
         seen = []
         for face, pose, normal, shape, number in zip(faces, poses, points, shapes, ids, strict=True):
             crop, to_frame = geometry.crop(frame.image, pose, tracker.scheme)

@@ -33,6 +33,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 """By which names of files are compared; any file that decodes is a video."""
 SHORT_CLIP_S = 1.0
 _BT709 = 1  # of primaries and of transfer alike, in ITU-T H.273
+_ANEW = 5
+"""Frames by which time must fall back to be taken for another recording's, rather than for disorder."""
 # demuxers of ffmpeg that open any text as if it were a picture of a terminal, or read lists of other files
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf", "concat", "ffmetadata", "hls", "dash", "image2", "lrc", "srt", "webvtt", "ass"}
 
@@ -120,11 +122,11 @@ class Media:
             self._warn_once(f"{self.name}: left out {len(bad)} of {len(self.files)} pictures that cannot be read ({some})")
 
     def _decode(self) -> Iterator[Frame]:
-        index, last = 0, -1.0
-        broken = 0
+        index, broken = 0, 0
         with _container(self.path) as (container, stream):
             origin = (container.start_time or 0) / av.time_base
             step = 1.0 / self.fps if self.fps > 0 else 0.04
+            last = -step  # raw streams have no time stamps, not even a first one
             decoded = _decoded(container, stream)
             while True:
                 try:
@@ -134,7 +136,10 @@ class Media:
                     break
                 image = _upright(frame, stream)
                 time = frame.time - origin if frame.time is not None else last + step
-                if time <= last:  # repeated or missing time stamps: keep the order
+                if index and last - time > _ANEW * step:  # recordings were joined, and the clock begins anew
+                    origin -= last + step - time
+                    time = last + step
+                elif index and time <= last:  # repeated time stamps: keep the order
                     time = last + min(step, 0.001)
                 last = time
                 yield Frame(index, float(time), image)

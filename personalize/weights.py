@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from . import ui
@@ -109,7 +110,7 @@ def load_base(name: str = SHIPPED) -> Base:
             card,
             smoothing,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
         raise ProfileError(f"base model '{name}' cannot be read ({ui.one_line(e)[:120]}): reinstall personalize or train it anew.") from e
     if card.get("untaught"):
         ui.warn(f"base model '{base.name}' was taught nothing of {', '.join(card['untaught'])}: what it reads of them means nothing")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -359,6 +360,7 @@ def test_two_ranks_on_a_cpu(
 
 ONE_STEP = """
 import sys
+import unicodedata
 import torch
 from personalize import module
 from personalize.registry import create
@@ -638,11 +640,17 @@ def test_what_later_fits_rehearse(fit: Run, tmp_path: Path, monkeypatch: pytest.
     assert f"later fits cannot rehearse this person, buffer.safetensors is left as it was: {problem}" in warned(said)
 
 
-@pytest.mark.parametrize(
-    ("clip", "name"), [("a/José.mp4", "Jose"), ("видео.mp4", "person"), ("x" * 70 + ".mp4", "x" * 64), ("my clip(2).mov", "my_clip_2")]
-)
+@pytest.mark.parametrize(("clip", "name"), [("a/José.mp4", "Jose"), ("x" * 70 + ".mp4", "x" * 64), ("my clip(2).mov", "my_clip_2")])
 def test_a_name_is_made_of_the_clips(clip: str, name: str) -> None:
     assert engine.check_name(engine._name_of(clip)) == name
+
+
+def test_names_in_other_scripts_stay_apart() -> None:
+    """Strangers must not become versions of one identity; the same clip, elsewhere or in another Unicode form, must."""
+    clips = ["张三.mp4", "王.mov", "Вася.mp4", "Вася2.mp4", "Петя2.mp4", "видео" + "x" * 70 + ".mp4", "ß.mp4", "(😀).mp4"]
+    names = [engine.check_name(engine._name_of(clip)) for clip in clips]
+    assert len(set(names)) == len(names) and [n.rpartition("-")[0] for n in names][:4] == ["person", "person", "person", "2"]
+    assert engine._name_of("a/й.mp4") == engine._name_of("b/" + unicodedata.normalize("NFD", "й") + ".mov")
 
 
 def test_one_photograph(face_photo: Path, fit: Run, tmp_path: Path) -> None:

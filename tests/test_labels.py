@@ -296,3 +296,12 @@ def test_contradictions_and_foreign_files_are_errors(tmp_path):
 def test_rows_that_complete_each_other_are_merged(tmp_path):
     target, known = read_labels(write(tmp_path, "frame,AU06,AU12\n0,3,\n0,,2\n0,3,2\n")).align(*frames(1))
     assert target[0, AU6] == 3 and target[0, AU12] == 2 and known.sum() == 2
+
+
+@pytest.mark.parametrize("text", ["timestamp,AU06\n0,3\n", "au,start_s,end_s,value\n6,0,1,3\n"])
+def test_times_say_nothing_of_photographs(tmp_path, text):
+    table = read_labels(write(tmp_path, text))
+    assert table.align(np.arange(1), np.zeros(1))[1].any()
+    with pytest.raises(InputError) as caught:
+        table.align(np.arange(2), np.zeros(2), ["a.png", "b.png"])
+    assert str(caught.value) == "labels.csv labels times, and photographs have none. Use a 'file' column with their names."

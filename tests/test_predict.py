@@ -226,8 +226,9 @@ def test_two_people(pair: Path, read_once: tuple[list[str], list[dict[str, str]]
         said = command("predict", "--input", pair, "--face", face, "--output", tmp_path / "one.csv")
         assert said.code == 0 and said.warnings == []
         assert rows_of(tmp_path / "one.csv") == [r for r in rows if r["face_id"] == face]
-    assert command("predict", "--input", pair, "--face", "1", "--no-all-faces", "--output", tmp_path / "one.csv").code == 0
-    assert rows_of(tmp_path / "one.csv") == [r for r in rows if r["face_id"] == "1"]
+    for face, words in (("1", ["--face", "1"]), (taken, [])):
+        assert command("predict", "--input", pair, *words, "--no-all-faces", "--output", tmp_path / "one.csv").code == 0
+        assert rows_of(tmp_path / "one.csv") == [r for r in rows if r["face_id"] == face], "the same readings, others left out"
     # The larger one was taken: his head turns as it does in the clip of him alone.
     alone = [float(r["pose_Ry"]) for r in read_once[1][:24]]
     off = {face: np.abs(np.array([float(r["pose_Ry"]) for r in rows if r["face_id"] == face]) - alone).mean() for face in ("0", "1")}

@@ -371,3 +371,62 @@ def test_a_clip_tracked_apart_reads_the_same(tmp_path: Path, monkeypatch: pytest
         np.testing.assert_array_equal(a.crop, b.crop)
         np.testing.assert_array_equal(a.landmarks, b.landmarks)
         assert a.quality == b.quality
+
+
+@pytest.mark.parametrize("away_s", [1.0, 4.0])
+def test_a_cut_to_another_person_in_the_same_place_begins_a_track(away_s: float) -> None:
+    """And the cut back goes on with the first one's."""
+    builder = tracks.TrackBuilder()
+    one, other = face(100, 100, 40), face(100, 100, 40, wide=1.25)
+    away = round(25 * away_s)
+    got = []
+    for i, f in enumerate([one] * 50 + [other] * away + [one] * 20):
+        got += builder.update([f], i / 25, [geometry.normalise(f.landmarks, geometry.fit_pose(f.landmarks))])
+    back = got[50 + away :]
+    assert got[:50] == [0] * 50 and got[52 : 50 + away] == [1] * (away - 2), "two frames may be a slip of the mesh"
+    assert back[2:] == [0] * 18 and (away_s > tracks.MAX_GAP_S or back[:2] == [0, 0])
+
+
+def test_a_mesh_that_slips_for_two_frames_or_on_a_turned_face_is_no_other_person() -> None:
+    builder = tracks.TrackBuilder()
+    one, other = face(100, 100, 40), face(100, 100, 40, wide=1.25)
+    turned = face(100, 100, 40, (0, 0.6, 0), wide=1.25)
+    for i, f in enumerate([*[one] * 20, other, other, *[one] * 5, other, other, one, *[turned] * 10, one]):
+        pose = geometry.fit_pose(f.landmarks)
+        off_axis = [0.6 if f is turned else 0.0]
+        assert builder.update([f], i / 25, [geometry.normalise(f.landmarks, pose)], off_axis) == [0], i
+
+
+def test_one_rendered_person_stays_one_and_another_is_another(world: Any) -> None:
+    """At 10 frames a second: rest, grin, dropped jaw, head to both sides and up and down; then a cut to someone in the same place."""
+    from personalize.aus import AUS
+    from personalize.synth.person import controls
+    from personalize.synth.scene import Scene
+
+    keys = [0, 6, 8, 10, 12, 14, 16, 18, 20, 24, 26, 28, 30, 32]
+    said = {6: [0, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 12: [0, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]}
+    said |= {25: [0, 0, 4, 4, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0], 26: [0, 0, 0, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0]}
+    turns = [[0] * 10 + [0.5, -0.4, 0, 0], [0] * 7 + [0.8, 0.8, -0.8] + [0] * 4, [0] * 14]
+
+    def course(values: list[list[float]]) -> np.ndarray:
+        return np.stack([np.interp(np.arange(keys[-1]), keys, v) for v in values], 1).astype(np.float32)
+
+    aus = course([said.get(au, [0] * len(keys)) for au in AUS])
+    pose, extra = course(turns), np.zeros((len(aus), len(controls()[0])), np.float32)
+    images = []
+    for index, n in ((1, len(aus)), (3, 10)):
+        scene = Scene.sample(np.random.default_rng(0))
+        images += [
+            i
+            for s in world.render(world.person("train", index), aus[:n], extra[:n], pose[:n], np.zeros((n, 2), np.float32), [scene])
+            for i in s.images
+        ]
+    tracker, builder = registry.create("trackers", "mediapipe"), tracks.TrackBuilder()
+    got = []
+    for i, image in enumerate(images):
+        (found,) = tracker.detect(image, i / 10, False)
+        p = geometry.fit_pose(found.landmarks)
+        got += builder.update([found], i / 10, [geometry.normalise(found.landmarks, p)], [p.off_axis])
+    tracker.close()
+    cut = len(aus)
+    assert got[:cut] == [0] * cut and got[cut + 2 :] == [1] * 8

@@ -7,6 +7,7 @@ import tracemalloc
 import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -300,3 +301,33 @@ def test_writer_leaves_nothing_half_written(tmp_path: Path) -> None:
 def test_real_clips(clip: str, frames: int, warnings: list[str]) -> None:
     assert sum(1 for _ in video.open_media(REAL / clip).frames()) == frames
     assert warnings == []
+
+
+def test_times_of_a_raw_stream_begin_at_0(tmp_path: Path) -> None:
+    if "libx264" not in av.codecs_available:
+        pytest.skip("needs libx264")
+    media = video.open_media(write(tmp_path / "raw.h264"))
+    assert [f.timestamp for f in media.frames()] == pytest.approx([i / media.fps for i in range(30)], abs=2e-3)
+
+
+def test_joined_recordings_go_on_where_the_clock_begins_anew(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "one.ts"), write(tmp_path / "other.ts", frames=40)
+    both = tmp_path / "both.ts"
+    both.write_bytes(one.read_bytes() + other.read_bytes())
+    assert [f.timestamp for f in read(both)] == pytest.approx([i / 25 for i in range(70)], abs=2e-3)
+
+
+def test_repeated_times_stay_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mkv")
+    decoded = video._decoded
+
+    def repeating(container: Any, stream: Any) -> Any:
+        for i, frame in enumerate(decoded(container, stream)):
+            frame.pts -= 60 * (i == 10)  # before its neighbour, but not by much
+            yield frame
+        return 0
+
+    monkeypatch.setattr(video, "_decoded", repeating)
+    times = [i / 25 for i in range(30)]
+    times[10] = times[9] + 0.001
+    assert [f.timestamp for f in read(path)] == pytest.approx(times, abs=2e-4)
