@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Said
+from PIL import Image
 from safetensors.torch import save_file
 from test_generators import filmed, identity, polygon, view, view_points
 
@@ -349,3 +350,21 @@ def test_generators_without_anything_to_train_say_so(command: Callable[..., Said
     assert said.code == 2
     assert said.err[-1].endswith("generator 'mesh_warp' has nothing to train before it meets a person: au_residual has.")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_photograph_is_enough(command: Callable[..., Said], face_photo: Path, tmp_path: Path) -> None:
+    """Without tuning, through the command: cheek and chin change, and nothing outside the face."""
+    words = ["--identity", face_photo, "--generator", "au_residual", "--aus", "AU06=4,AU17=4", "--output", tmp_path / "out"]
+    assert command("generate", *words).code == 0
+    with Image.open(tmp_path / "out" / "images" / "00000.png") as picture:
+        made, record = np.array(picture).astype(int), json.loads(picture.info["personalize"])
+    assert record["generator"] == "au_residual" and record["aus"] == {"AU06": 4.0, "AU17": 4.0}
+    assert command("generate", *words[:-4], "--aus", "AU06=0", "--output", tmp_path / "rest").code == 0
+    with Image.open(tmp_path / "rest" / "images" / "00000.png") as picture:
+        rest = np.array(picture).astype(int)
+    changed = np.abs(made - rest).max(-1)
+    points = np.load(tmp_path / "rest" / "landmarks.npz")["landmarks"][0]
+    where = np.round(points[[50, 280, 152, 151], :2]).astype(int)
+    *moved, forehead = (changed[y - 8 : y + 5, x - 8 : x + 9].max() for x, y in where)
+    assert min(moved) > 8 > 2 * forehead, "both cheeks and the chin"
+    assert not changed[:12].any() and not changed[:, :6].any()
