@@ -35,6 +35,7 @@ from personalize.geometry import IBUG_TO_MESH
 from personalize.metrics import Interval
 from personalize.predict import check_target
 from personalize.synth import dataset
+from personalize.tracks import BLUR_LOG_RANGE, sharpness
 from personalize.weights import SHIPPED, Base, load_base
 
 PRESENT, ABSENT = 1.0, 0.5
@@ -375,6 +376,10 @@ def setting_table(report: Report, judge: Judge, first: Pictures, second: Picture
     note = f"{judge.count(second)} pictures of {judge.people(second)} people; change: from the first setting."
     bar = Bar("ICC lost in the second setting", lost, 0.05, False)
     report.add(Table("2. Second setting of the renderer, means over AUs", columns, rows, note), bar)
+    found = [judge.draws(p, "fused", metric)[0] for metric in ("icc", "auc", "mae") for p in (first, second)]
+    columns = ["AU", *(f"{metric} {setting}" for metric in ("ICC", "AUC", "MAE") for setting in ("first", "second"))]
+    by_au = [[au, *map(float, figures)] for au, *figures in zip(COLUMNS, *found, strict=True)]
+    report.add(Table("2. By AU, fused, in the first and the second setting", columns, by_au))
 
 
 def conditional(
@@ -515,6 +520,15 @@ def coactivation_table(report: Report, target: np.ndarray, whose: str, held: boo
     bars = [Bar("largest correlation of two AUs in training, of either sign", worst, 0.3, False)]
     bars.append(Bar("the same, AU25 with AU26 aside", others, 0.3, False))
     report.add(Table("7. Largest correlations", ["pair", "r"], rows, f"{len(target)} {whose}."), *(bars if held else []))
+    present = (target >= PRESENT).astype(float)
+    r = np.full((len(COLUMNS), len(COLUMNS)), np.nan)
+    for i, j, value in pairs:
+        r[i, j] = r[j, i] = value
+    for title, matrix in (
+        (f"7. Share of {whose} with both AUs at 1 or more, on the diagonal with the AU itself", present.T @ present / len(present)),
+        ("7. Correlations of intensities", r),
+    ):
+        report.add(Table(title, ["AU", *COLUMNS], [[c, *map(float, row)] for c, row in zip(COLUMNS, matrix, strict=True)]))
 
 
 def correlations(target: np.ndarray) -> list[tuple[int, int, float]]:
@@ -540,6 +554,8 @@ def confidence_table(report: Report, judge: Judge, p: Pictures) -> None:
         masks |= {"nothing in front": each["in front"]["nothing"][take], "something in front": each["in front"]["something"][take]}
         turned = off_axis(p.data["pose"])[take] > 30
         masks |= {"off axis up to 30 degrees": ~turned, "off axis over 30 degrees": turned}
+        blurred = np.array([sharpness(crop) for crop in p.data["crop"][take]]) < np.mean(BLUR_LOG_RANGE)
+        masks |= {"sharp": ~blurred, "blurred (that part of the quality under 0.5)": blurred}
         small = p.data["face_px"][take] < 64
         masks |= {"face of 64 px and more": ~small, "face under 64 px": small}
         for name, mask in masks.items():

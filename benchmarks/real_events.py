@@ -4,8 +4,9 @@
 
 CLIPS_FOLDER holds the clips and events.csv (clip, au, start_s, end_s, state). For each clip and AU with both states, by the base and
 (--fit) by the model fitted to that very clip: frame-level AUC inside the clip of the intensity; and, as a reading in the right order may
-still be far too low, its mean where the AU is on and off and the share of frames in which it is reported present. Beside them, how well the
-crop and the landmark branch agree, each alone: the correlation of their expected intensities over the clip, of AUs that both see move.
+still be far too low, its mean where the AU is on and off and the share of frames in which it is reported present. Beside them the AUC of
+the base's crop and landmark branch, each alone, and how well they agree: the correlation of their expected intensities over the clip, of
+AUs that both see move.
 Sanity checks made by eye, not FACS codes; nothing is trained or tuned on them.
 """
 
@@ -33,10 +34,14 @@ MOVES = 0.05
 """Standard deviation of expected intensities from which on a branch sees an AU move in a clip."""
 
 
-def agreement(reader: Reader, seen: list[Observation]) -> np.ndarray:
+def branches(reader: Reader, seen: list[Observation]) -> dict[str, np.ndarray]:
+    """(T, K) expected intensities of each branch alone; of a person's model gated as its readings are."""
+    alone = {branch: reader.read(seen, branch) for branch in ("crop", "landmarks")}
+    return {branch: r.expected if r.own is None else r.own for branch, r in alone.items()}
+
+
+def agreement(crop: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(K,) correlation of the two branches, NaN where one of them does not see the AU move."""
-    alone = [reader.read(seen, branch) for branch in ("crop", "landmarks")]
-    crop, points = (r.expected if r.own is None else r.own for r in alone)  # of a person's model gated as its readings are
     moves = (crop.std(0) > MOVES) & (points.std(0) > MOVES)
     return np.array([pcc(crop[:, k], points[:, k]) if moves[k] else np.nan for k in range(len(AUS))])
 
@@ -71,12 +76,13 @@ def main() -> None:
                     fitted = engine.fit(media, recipe, Path(folder) / "runs" / "clip" / "v1", "clip")
                     readers[f"fit{seed}"] = Reader(base, fitted.profile)
         readings = {key: r.read_clip(seen).best for key, r in readers.items()}
-        together = {key: agreement(r, seen) for key, r in readers.items()}
+        alone = {key: branches(r, seen) for key, r in readers.items()}
+        together = {key: agreement(*values.values()) for key, values in alone.items()}
         agree += [[name, COLUMNS[k], *(t[k] for t in together.values())] for k in range(len(AUS)) if not np.isnan(together["base"][k])]
         for k in range(len(AUS)):
             truth = target[known[:, k], k] >= 1
             if truth.any() and not truth.all():
-                figures = {key: auc(values[known[:, k], k], truth) for key, values in readings.items()}
+                figures = {key: auc(values[known[:, k], k], truth) for key, values in {**readings, **alone["base"]}.items()}
                 gates = {key: float(r.profile.gate[k]) for key, r in readers.items() if r.profile is not None}
                 result[f"{name} {COLUMNS[k]}"] = {**figures, **{f"gate_{key}": g for key, g in gates.items()}}
                 rows.append([name, COLUMNS[k], int(truth.sum()), int((~truth).sum()), *figures.values(), *gates.values()])
@@ -89,12 +95,13 @@ def main() -> None:
                         heights[-1] += height[state].values()
                     result[f"{name} {COLUMNS[k]}"][f"height_{key}"] = height
     tracker.close()
-    columns = ["clip", "AU", "frames on", "frames off", *readings, *(f"gate {key}" for key in readers if key != "base")]
+    measured = (*readings, "crop", "landmarks")
+    columns = ["clip", "AU", "frames on", "frames off", *measured, *(f"gate {key}" for key in readers if key != "base")]
     ui.table("AUC inside the clip", columns, rows)
     states = [f"{key} {what} {state}" for key in readings for state in ("on", "off") for what in ("mean", "present")]
     ui.table("Intensity, and share of frames with the AU present, where it is on and off", ["clip", "AU", *states], heights)
     ui.table("Correlation of the crop and the landmark branch inside the clip", ["clip", "AU", *readings], agree)
-    means = {key: float(np.mean([r[key] for r in result.values()])) for key in readings}
+    means = {key: float(np.mean([r[key] for r in result.values()])) for key in measured}
     print("mean", {k: round(v, 4) for k, v in means.items()})
     if args.json:
         agreed = {f"{clip} {au}": dict(zip(readings, map(float, values), strict=True)) for clip, au, *values in agree}

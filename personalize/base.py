@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -39,12 +40,24 @@ __all__ = ["SHIPPED", "Base", "load_base", "save_base"]
 
 
 class BaseModule(L.LightningModule):
-    """Trains the base: every picture with its person's neutral or without, with both branches or one. Keeps an average of the weights."""
+    """Trains the base: every picture with its person's neutral or without, with both branches or one. Keeps an average of the weights.
+
+    Every step is seeded by its number and rank: ranks draw different augmentations, and a resumed training those it would have drawn.
+    """
 
     def __init__(
-        self, net: AUNet, lr: float, weight_decay: float, people: int, each: int, ema: float = 0.998, bfloat16: bool = False
+        self,
+        net: AUNet,
+        lr: float,
+        weight_decay: float,
+        people: int,
+        each: int,
+        ema: float = 0.998,
+        bfloat16: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.net, self.lr, self.weight_decay, self.people, self.each, self.bfloat16 = net, lr, weight_decay, people, each, bfloat16
         # Where everything is in a picture is known exactly and says far more than 22 labels: learning it speeds up the crop branch.
         self.locate = nn.Linear(net.crop_project[0].out_features, 2 * POINTS)
@@ -52,6 +65,11 @@ class BaseModule(L.LightningModule):
             net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True
         )
         self.average.requires_grad_(False)  # no gradient reaches it, which ranks would wait for
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        parts = self.trainer.accumulate_grad_batches
+        part = self.global_step * parts + batch_idx % parts
+        torch.manual_seed((self.seed * 1_000_003 + part) * 64 + self.global_rank)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         look = self.look(batch)
@@ -88,14 +106,6 @@ class BaseModule(L.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         self.average.update_parameters(self.net)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rng"] = torch.get_rng_state()
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-
     def configure_optimizers(self) -> Any:
         moving = [p for p in [*self.net.parameters(), *self.locate.parameters()] if p.requires_grad]
         decay = [p for p in moving if p.ndim > 1]
@@ -115,12 +125,15 @@ class TopModule(BaseModule):
     view, (views, N, ...) float16.
     """
 
-    def __init__(self, net: AUNet, maps: tuple[Tensor, Tensor], lr: float, weight_decay: float, people: int, each: int) -> None:
-        super().__init__(net, lr, weight_decay, people, each, ema=0.999)
+    def __init__(
+        self, net: AUNet, maps: tuple[Tensor, Tensor], lr: float, weight_decay: float, people: int, each: int, seed: int = 0
+    ) -> None:
+        super().__init__(net, lr, weight_decay, people, each, ema=0.999, seed=seed)
         net.backbone.requires_grad_(False)
         self.maps = maps
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         self.net.backbone.eval()
 
     def look(self, batch: dict[str, Tensor]) -> Tensor:
@@ -274,10 +287,11 @@ def second_stage(
     optim, top = recipe["optim"], recipe["top"]
     if top["epochs"] == 0:
         return net
+    torch.manual_seed(recipe["seed"])  # whether or not the first stage was trained in this process
     maps = views_of(net, train, top["views"])
     fresh = AUNet(**net.config)  # type: ignore[arg-type]
     fresh.load_state_dict(net.state_dict())
-    module = TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"])
+    module = TopModule(fresh, maps, top["lr"], optim["weight_decay"], top["people"], optim["each"], recipe["seed"])
     return run("top", module, top["people"], top["epochs"])
 
 
@@ -308,12 +322,36 @@ def standardise(net: AUNet, train: dict[str, np.ndarray]) -> None:
     net.shift_std.copy_(torch.from_numpy(shift.std(0).clip(0.004) + 0.004))
 
 
+def new_net(recipe: dict[str, Any]) -> AUNet:
+    """The recipe's network with random weights. Raises ConfigError where there is no such one."""
+    share = recipe["model"]["landmark_share"]
+    if isinstance(share, list) and len(share) != len(AUS):
+        raise ConfigError(f"model.landmark_share is one number for each of the {len(AUS)} AUs, not {len(share)}.")
+    try:
+        return AUNet(**recipe["model"])
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as problem:  # timm's, of names and options it does not know
+        raise ConfigError(f"model of the recipe: {ui.one_line(problem)}") from problem
+
+
+def trainer_of(recipe: dict[str, Any], **own: Any) -> L.Trainer:
+    """The trainer of a stage, with the recipe's flags. Raises ConfigError for flags that go together with nothing here."""
+    whole = recipe["trainer"].get("precision") in (None, 32, "32", "32-true")
+    ranks.refuse_own(recipe["trainer"], ranks.BY_EPOCHS | ({} if whole else {"precision": "optim.bfloat16"}), "base fit")
+    try:
+        return L.Trainer(
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, gradient_clip_val=2.0,
+            use_distributed_sampler=False, **own, **ranks.trainer_flags(recipe["trainer"], all_reached=True),
+        )  # fmt: skip
+    except (MisconfigurationException, ValueError, TypeError) as problem:
+        raise ConfigError(f"flags of the trainer: {ui.one_line(problem)}") from problem
+
+
 def started_from(recipe: dict[str, Any]) -> Base | None:
     """The base that the recipe's ``start`` names; None for random weights. Raises ConfigError where it is another network."""
     if not recipe["start"]:
         return None
     base = load_base(recipe["start"])
-    asked = AUNet(**recipe["model"]).config
+    asked = new_net(recipe).config
     other = [key for key in asked if key != "landmark_share" and asked[key] != base.net.config[key]]
     if other:
         raise ConfigError(
@@ -325,7 +363,7 @@ def started_from(recipe: dict[str, Any]) -> Base | None:
 
 def first_weights(recipe: dict[str, Any], train: dict[str, np.ndarray], begun: Base | None) -> AUNet:
     """The network that training starts from: random weights, or those of :func:`started_from`, as they were standardised."""
-    net = AUNet(**recipe["model"])
+    net = new_net(recipe)
     if begun is None:
         standardise(net, train)
     else:
@@ -351,15 +389,17 @@ def fit(
 
     started = time.time()
     tracking.quiet_lightning()
-    L.seed_everything(recipe["seed"], verbose=False)
     world, optim = recipe["world"], recipe["optim"]
     sources = [Source(SYNTHETIC, s.path or data_folder or folder / "renders") if s.name == SYNTHETIC else s for s in sources] or [
         Source(SYNTHETIC, data_folder or folder / "renders")
     ]
     # What is wrong is told before anything is rendered.
-    ranks.refuse_own(recipe["trainer"], ranks.BY_EPOCHS, "base fit")
+    new_net(recipe)
+    trainer_of(recipe)
     begun = started_from(recipe)
     data = AUDataModule(sources, cache, fold, optim["people"], optim["each"], recipe["seed"])
+    _refuse_known(data, begun)
+    L.seed_everything(recipe["seed"], verbose=False)
     folder.mkdir(parents=True, exist_ok=True)
     with ranks.first_goes_ahead():
         for source in sources:
@@ -385,11 +425,7 @@ def fit(
         nonlocal started, rank
         checkpoint = work / f"{stage}.ckpt"
         watch = _Epochs(validation, checkpoint)
-        trainer = L.Trainer(
-            max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-            gradient_clip_val=2.0, use_distributed_sampler=False, callbacks=[watch],
-            **ranks.trainer_flags(recipe["trainer"], all_reached=True),
-        )  # fmt: skip
+        trainer = trainer_of(recipe, max_epochs=epochs, callbacks=[watch])
         batches = MixedBatches(train, people, optim["each"], recipe["seed"], rank=trainer.global_rank, world=trainer.world_size)
         # The generator: else a loader draws from the one whose state a checkpoint keeps, at times that an interruption moves.
         rows = MixedRows(train, pictures=stage == "whole")
@@ -399,7 +435,9 @@ def fit(
         averaged: AUNet = module.average.module  # type: ignore[assignment]
         return averaged.eval()
 
-    whole = BaseModule(net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"], bfloat16=optim["bfloat16"])
+    whole = BaseModule(
+        net, optim["lr"], optim["weight_decay"], optim["people"], optim["each"], bfloat16=optim["bfloat16"], seed=recipe["seed"]
+    )
     best = run("whole", whole, optim["people"], optim["epochs"])
     best = second_stage(best, train, recipe, run)
     path = folder / folder.name
@@ -453,7 +491,26 @@ def _learned_from(named: dict[str, Any], begun: Base | None) -> dict[str, Any]:
     """``named`` (:meth:`AUDataModule.card`), with what the base that training started from had learned from, and whom."""
     earlier = {} if begun is None else begun.card.get("data_sources", {})
     together = {key: list(dict.fromkeys([*named[key], *earlier.get(key, ())])) for key in ("sources", "people")}
-    return {**named, **together, "people": sorted(together["people"])}
+    # Whoever trained once is not new to what is trained on from it.
+    trained = sorted({*named["trained"], *earlier.get("trained", ())})
+    return {**named, **together, "people": sorted(together["people"]), "trained": trained}
+
+
+def _refuse_known(data: AUDataModule, begun: Base | None) -> None:
+    """Raise ConfigError where thresholds would be chosen on people whom the base that training starts from was trained on; warn where its
+    card, an older one, does not say who of its people trained and who chose."""
+    earlier = {} if begun is None else begun.card.get("data_sources", {})
+    split = "trained" in earlier
+    known = data.validation_among(set(earlier.get("trained" if split else "people", ())))
+    if not known:
+        return
+    some = ", ".join(known[:4]) + (" ..." if len(known) > 4 else "")
+    if split:
+        raise ConfigError(
+            f"start: the base was trained on {len(known)} of the people who are to choose the thresholds ({some}). "
+            "Give the fold and the seed that it was trained with, or leave start empty."
+        )
+    ui.warn(f"start: the base's card does not say whom it was trained on: {some} may be among them, and choose the thresholds")
 
 
 def _working_folder(folder: Path, training: str) -> Path:

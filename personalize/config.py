@@ -54,6 +54,21 @@ _AT_LEAST = {
     "profile.max_mb": 0,
     "smoothing.people": 0,
     "smoothing.seconds": 1,
+    "optim.people": 1,
+    "optim.each": 1,
+    "optim.epochs": 1,
+    "top.epochs": 0,
+    "top.views": 1,
+    "top.lr": 0,
+    "top.people": 1,
+    "world.train_people": 1,
+    "world.validation_people": 1,
+    "world.pictures": 2,
+    "world.size": 32,
+    "world.workers": 1,
+    "model.width": 1,
+    "model.hidden": 1,
+    "model.said": 1,
 }
 _AT_MOST = {"seed": 2**24}
 """Seeds of rounds and pictures are made of the run's."""

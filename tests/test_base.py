@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from personalize.base import (
     BaseModule,
     TopModule,
     _learned_from,
+    _refuse_known,
     best_thresholds,
     first_weights,
     fit,
@@ -33,6 +36,8 @@ from personalize.base import (
     views_of,
 )
 from personalize.config import load_recipe
+from personalize.datasets import Source
+from personalize.datasets.mixing import AUDataModule
 from personalize.errors import ConfigError, ProfileError
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import CROP, POINTS, AUNet
@@ -243,7 +248,7 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     assert sorted(p.name for p in folder.glob("mine.*")) == ["mine.json", "mine.safetensors"] and (folder / "replay.npz").is_file()
     base = load_base(str(folder / "mine"))
     assert base.name == "mine" and base.net.config["width"] == 16 and base.thresholds.shape == (K,)
-    assert base.card["data_sources"] == {"sources": ["synthetic"], "fold": None, "people": []}
+    assert base.card["data_sources"] == {"sources": ["synthetic"], "fold": None, "people": [], "trained": []}
     assert base.smoothing is not None and base.smoothing.shape == (4, K)
     made = base.card["made"]
     assert set(made) == {"date", "command", "versions", "machine", "hours"} and 0 < made["hours"] < 1
@@ -403,23 +408,98 @@ def test_a_wrong_start_is_told_before_anything_is_rendered(tmp_path: Path) -> No
     [
         ("trainer.max_epochs=2", "trainer.max_epochs is for personalize base fit to set: use optim.epochs."),
         ("trainer.logger=true", "trainer.logger is for personalize base fit to set."),
+        ("trainer.precision=bf16-mixed", "trainer.precision is for personalize base fit to set: use optim.bfloat16."),
+        ("trainer.strategy=nope", "flags of the trainer: You selected an invalid strategy name: "),
+        ("model.backbone=resnet99", "model of the recipe: Unknown model (resnet99)"),
+        ("model.landmark_share=[0.5]", "model.landmark_share is one number for each of the 22 AUs, not 1."),
     ],
 )
-def test_flags_that_training_sets_are_refused_before_anything_is_rendered(flag: str, line: str, tmp_path: Path) -> None:
+def test_what_cannot_train_is_refused_before_anything_is_rendered(flag: str, line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         fit(load_recipe("base", [flag]), tmp_path / "new")
-    assert str(error.value) == line and not (tmp_path / "new").exists()
+    said = str(error.value)
+    assert (said == line or (line.endswith(": ") and said.startswith(line))) and "\n" not in said and not (tmp_path / "new").exists()
 
 
 def test_a_base_knows_whom_it_learned_from_before(tmp_path: Path) -> None:
     """Whom a base learned from that training started with, it learned from as well."""
     base = load_base()
     first = tmp_path / "first"
-    earlier = {"sources": ["disfa"], "fold": None, "people": ["disfa/SN003", "disfa/SN001"]}
+    earlier = {"sources": ["disfa"], "fold": None, "people": ["disfa/SN003", "disfa/SN001"], "trained": ["disfa/SN003"]}
     save_base(first, base.net, {**base.card, "data_sources": earlier})
-    now = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002"]}
+    now = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002"], "trained": ["disfa/SN002"]}
     both = {"sources": ["synthetic", "disfa"], "fold": 1, "people": ["disfa/SN001", "disfa/SN002", "disfa/SN003"]}
+    both["trained"] = ["disfa/SN002", "disfa/SN003"]
     assert _learned_from(now, load_base(str(first))) == both and _learned_from(now, None) == now
-    alone = {"sources": ["synthetic"], "fold": None, "people": []}
+    alone = {"sources": ["synthetic"], "fold": None, "people": [], "trained": []}
     assert _learned_from(alone, load_base(str(first)))["sources"] == ["synthetic", "disfa"], "no longer of synthetic people alone"
     assert _learned_from(alone, load_base()) == alone
+
+
+@pytest.mark.parametrize("broken", ["cut", "list", "key"])
+def test_a_broken_base_is_one_line(broken: str, tmp_path: Path) -> None:
+    base = load_base()
+    save_base(tmp_path / "mine", base.net, base.card)
+    weights, card = tmp_path / "mine.safetensors", tmp_path / "mine.json"
+    if broken == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif broken == "list":
+        card.write_text("[]")
+    else:
+        card.write_text(json.dumps({**base.card, "model": {**base.card["model"], "depth": 3}}))
+    with pytest.raises(ProfileError) as error:
+        load_base(str(tmp_path / "mine"))
+    said = str(error.value)
+    assert said.startswith(f"base model '{tmp_path / 'mine'}' cannot be read (") and "\n" not in said
+    assert said.endswith("): reinstall personalize or train it anew.")
+
+
+def test_each_rank_and_step_draws_its_own_and_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, maps = small(), (torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1))
+
+    def drawn(module: BaseModule, rank: int, step: int) -> float:
+        said = {"global_rank": rank, "global_step": step, "trainer": SimpleNamespace(accumulate_grad_batches=1)}
+        with monkeypatch.context() as patch:
+            for name, value in said.items():
+                patch.setattr(type(module), name, value)
+            module.on_train_batch_start({}, step)
+        return float(torch.rand(()))
+
+    for module in (BaseModule(net, 1e-3, 0.0, 2, 3, seed=5), TopModule(net, maps, 1e-3, 0.0, 2, 3, seed=5)):
+        each = {(rank, step): drawn(module, rank, step) for rank in (0, 1) for step in (0, 1, 2)}
+        assert len(set(each.values())) == 6 and each[1, 2] == drawn(module, 1, 2)
+    assert drawn(BaseModule(net, 1e-3, 0.0, 2, 3, seed=6), 1, 2) != each[1, 2]
+
+
+def test_nobody_whom_the_start_was_trained_on_chooses_thresholds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "labels.csv").write_text("file,subject,AU12\n" + "".join(f"{i}.png,p{i},0\n" for i in range(8)))
+    for i in range(8):
+        (study / f"{i}.png").touch()
+
+    def module(seed: int) -> AUDataModule:
+        return AUDataModule([Source("folder", study)], tmp_path / "cache", seed=seed)
+
+    def begun(named: dict[str, Any]) -> Base:
+        base = load_base()
+        return Base("first", "", base.net, base.expected_thresholds, {**base.card, "data_sources": named})
+
+    lines: list[str] = []
+    monkeypatch.setattr("personalize.ui.warn", lines.append)
+    data = module(0)
+    other = next(m for m in map(module, range(1, 20)) if m.validation_people != data.validation_people)
+    card, (who,) = data.card(), other.validation_people
+    assert set(card["trained"]) == set(card["people"]) - data.validation_people and who in card["trained"]
+    _refuse_known(data, begun(card))
+    _refuse_known(other, None)
+    with pytest.raises(ConfigError) as error:
+        _refuse_known(other, begun(card))
+    assert str(error.value) == (
+        f"start: the base was trained on 1 of the people who are to choose the thresholds ({who}). "
+        "Give the fold and the seed that it was trained with, or leave start empty."
+    )
+    assert not lines
+    del card["trained"]
+    _refuse_known(other, begun(card))
+    assert lines == [f"start: the base's card does not say whom it was trained on: {who} may be among them, and choose the thresholds"]

@@ -11,7 +11,7 @@ import torch
 from conftest import script
 
 from personalize import metrics
-from personalize.aus import AUS
+from personalize.aus import AUS, COLUMNS
 from personalize.geometry import IBUG_TO_MESH
 from personalize.model import AUNet
 from personalize.weights import KNOTS, Base, save_base
@@ -218,6 +218,17 @@ def test_the_whole_command(proof):
     folder, _ = proof
     out = json.loads((folder / "out.json").read_text())
     assert {t["title"][0] for t in out["tables"]} == set("12345678")
+    by_title = {t["title"]: t for t in out["tables"]}
+    settings = by_title["2. By AU, fused, in the first and the second setting"]["rows"]
+    assert [r[0] for r in settings] == list(COLUMNS) and all(len(r) == 7 for r in settings)
+    shares = by_title["7. Share of validation pictures with both AUs at 1 or more, on the diagonal with the AU itself"]["rows"]
+    target = bt.dataset.load(folder, "validation")["target"] >= 1
+    for i, row in enumerate(shares):
+        assert row[1:] == pytest.approx((target & target[:, [i]]).mean(0), abs=1e-4)
+    correlations = np.array([r[1:] for r in by_title["7. Correlations of intensities"]["rows"]], float)
+    assert correlations.shape == (K, K) and np.nanmax(np.abs(correlations - correlations.T)) == 0
+    named = [r[1] for r in by_title["8. Expected and true error by picture"]["rows"]]
+    assert {"sharp", "blurred (that part of the quality under 0.5)"} & set(named)
     branch = out["tables"][0]
     assert branch["columns"][2:7] == list(bt.BRANCHES) and [r[0] for r in branch["rows"]] == [*(f"AU{a:02d}" for a in AUS), "mean"]
     assert [b["bar"] for b in out["bars"]] == [0.05, -0.15, 0.05, 0.08]  # correlations have one on training pictures only

@@ -296,3 +296,18 @@ def test_saved_recipe_is_plain_yaml(tmp_path: Path) -> None:
 def test_default_text_of_odd_defaults() -> None:
     assert Field(default=object).default_text().startswith("<class")
     assert Field(default=Path("a")).default_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "least"),
+    [
+        ("base", "optim.people=0", 1), ("base", "optim.epochs=-1", 1), ("base", "top.views=0", 1), ("base", "top.epochs=-1", 0),
+        ("base", "world.workers=0", 1), ("base", "world.pictures=1", 2), ("generator", "optim.epochs=0", 1),
+        ("generator", "world.train_people=0", 1), ("generator", "model.said=0", 1),
+    ],
+)  # fmt: skip
+def test_trainings_of_nothing_are_refused(kind: str, override: str, least: int) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(kind, [override])
+    assert str(error.value) == f"recipe key '{key}' must be at least {least}, not {value}."

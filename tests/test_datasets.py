@@ -15,7 +15,7 @@ import torch
 from conftest import write_clip
 from PIL import Image
 
-from personalize import geometry
+from personalize import geometry, registry
 from personalize.aus import AUS
 from personalize.cli import parse
 from personalize.datasets import DATASETS, Record, Source, make_dataset, parse_source
@@ -644,6 +644,34 @@ def test_a_frame_of_unknowns_is_nobodys_neutral_and_a_dark_clip_is_an_empty_shar
     )
 
 
+def test_people_of_two_studies_are_two_though_their_clips_are_called_alike(tmp_path):
+    for study in ("one", "two"):
+        film(tmp_path / study / "a.mp4", [60])
+        text(tmp_path / study / "labels.csv", "clip,frame,AU12\na.mp4,0,1\n")
+    one, two = (make_dataset("folder", tmp_path / study) for study in ("one", "two"))
+    assert one.person("a") == "folder/one/a"
+    assert one.is_among("a", {"folder/one/a"}) and not two.is_among("a", {"folder/one/a"})
+    assert two.is_among("a", {"folder/a"}), "a card of before does not say which"
+
+
+def test_videos_are_tracked_as_predict_tracks_them(tmp_path, monkeypatch):
+    """With the tracker's own defaults and the frames' own times."""
+    with VideoWriter(tmp_path / "a.mp4", 10, (SIDE, SIDE)) as writer:
+        for _ in range(4):
+            writer.write(np.full((SIDE, SIDE, 3), 90, np.uint8))
+    text(tmp_path / "labels.csv", "clip,frame,AU12\na.mp4,0,1\na.mp4,1,2\na.mp4,3,3\n")
+    made, times = [], []
+
+    class Timed(Grey):
+        def detect(self, frame: np.ndarray, timestamp: float, still: bool) -> list[Face]:
+            times.append(None if still else timestamp)
+            return super().detect(frame, timestamp, still)
+
+    monkeypatch.setattr(registry, "create", lambda *said: made.append(said) or Timed())
+    track_dataset(make_dataset("folder", tmp_path), tmp_path / "cache")
+    assert made == [("trackers", "mediapipe")] and times == pytest.approx([0, 0.1, 0.3])
+
+
 def test_labels_that_changed_are_never_read_from_before(tmp_path):
     """Into the shard where the same frames are labelled, tracked again where others are."""
     film(tmp_path / "a.mp4", [60, 80, 20, 120])
@@ -793,6 +821,7 @@ def test_sources_are_mixed_with_masks_and_nobody_is_on_two_sides(tmp_path, warne
     assert card["sources"] == ["disfa", "bp4d"] and card["fold"] == 1
     expected = {disfa_.person(s) for s in ("SN001", "SN002", "SN006", "SN009")} | {f"bp4d/F00{i}" for i in (1, 2, 3)}
     assert set(card["people"]) == expected and not warned
+    assert set(card["trained"]) == expected - module.validation_people
 
 
 def test_a_person_of_two_data_sets_is_held_out_of_both(tmp_path):

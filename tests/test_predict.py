@@ -457,3 +457,33 @@ def test_one_branch_alone_reads_as_the_network_without_the_other(face_clip: Clip
             assert read.own is not None
             np.testing.assert_allclose(read.own, told.numpy(), atol=1e-4)
     assert np.abs(read.expected - Reader(base).read(seen, "crop").expected).max() > 0.01
+
+
+@pytest.mark.parametrize("harm", ["blur", "cover", "yaw"])
+def test_confidence_falls(harm: str, face_clip: Clip, world: Any, tmp_path: Path, command: Run) -> None:
+    """From the tenth frame on the picture is worse, or the face turned away: what is read of it is told to be less sure."""
+    import cv2
+
+    if harm == "yaw":
+        from personalize.synth.person import controls
+        from personalize.synth.scene import Scene
+
+        n, nothing = 16, np.zeros((16, 2), np.float32)
+        pose = np.zeros((n, 3), np.float32)
+        pose[:, 1] = np.interp(np.arange(n), [7, 10], [0, 0.9])
+        scenes = [Scene.sample(np.random.default_rng(3))]
+        aus, extra = np.zeros((n, len(AUS)), np.float32), np.zeros((n, len(controls()[0])), np.float32)
+        shots = world.render(world.person("validation", 13), aus, extra, pose, nothing, scenes)
+        images = np.concatenate([s.images for s in shots])
+    else:
+        images = face_clip.images[:16].copy()
+        for image in images[10:]:
+            if harm == "blur":
+                image[:] = cv2.GaussianBlur(image, (0, 0), 4)
+            else:
+                image[115:, 100:220] = (70, 60, 50)
+    clip = write_clip(tmp_path / f"{harm}.mp4", images)
+    assert command("predict", "--input", clip, "--output", tmp_path / "out.csv").code == 0
+    confidence = [float(r["confidence"]) for r in rows_of(tmp_path / "out.csv")]
+    before, after = confidence[:7], confidence[10:]
+    assert np.mean(after) < 0.8 * np.mean(before), (before, after)

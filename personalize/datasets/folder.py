@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,14 @@ class Folder(AUDataset):
             for i, name in enumerate(clip.data)
             if known[i].any()
         ]
+
+    def person(self, subject: str) -> str:
+        """Names are a study's own: that of its folder goes with them."""
+        return f"{self.people}/{self.path.resolve().name}/{subject}"
+
+    def is_among(self, subject: str, people: Collection[str]) -> bool:
+        """Also where an older card names them without their folder."""
+        return super().is_among(subject, people) or f"{self.people}/{subject}" in people
 
     def folds(self) -> dict[int, frozenset[str]]:
         return leave_out(self.subjects, 5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,15 @@ class AUDataModule(L.LightningDataModule):
         return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
     def card(self) -> dict[str, Any]:
-        """For the model card: the sources, the fold, and who trained and validated ('people', as :meth:`AUDataset.person` names them)."""
+        """For the model card: the sources, the fold, who trained and validated ('people', as :meth:`AUDataset.person` names them), and who
+        of them trained ('trained')."""
         names = [s.name + (f" ({', '.join(f'{k}={v}' for k, v in s.options.items())})" if s.options else "") for s in self.sources]
-        people = sorted({d.person(s) for d in self._real() for p in ("train", "validation") for s in self.split(d)[p]})
-        return {"sources": names, "fold": self.fold, "people": people}
+        trained, chose = ({d.person(s) for d in self._real() for s in self.split(d)[p]} for p in ("train", "validation"))
+        return {"sources": names, "fold": self.fold, "people": sorted(trained | chose), "trained": sorted(trained)}
+
+    def validation_among(self, people: Collection[str]) -> list[str]:
+        """Those of the validation people whom a card names."""
+        return sorted({d.person(s) for d in self._real() for s in self.split(d)["validation"] if d.is_among(s, people)})
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Batches of :class:`MixedBatches`, this rank's."""

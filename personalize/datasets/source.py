@@ -98,6 +98,10 @@ class AUDataset(ABC):
         """Who a subject is, across data sets."""
         return f"{self.people}/{subject}"
 
+    def is_among(self, subject: str, people: Collection[str]) -> bool:
+        """Whether a subject is one of the people that a model's card names."""
+        return self.person(subject) in people
+
     def __iter__(self) -> Iterator[Record]:
         for clip in self.clips:
             yield from self.records(clip)

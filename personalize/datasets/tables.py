@@ -177,6 +177,7 @@ def evaluate_sources(
     of them would be tested. thresholds: (K,) intensity from which an AU counts as present, or (2, K) of those read without and with the
     neutral. A frame that served as neutral is judged in neither table; people without one are not in the second.
     """
+    learned_from = set(learned_from)
     tables: dict[str, dict[str, Any]] = {}
     named: dict[str, int] = {}
     chosen: list[tuple[AUDataset, list[str]]] = []
@@ -190,7 +191,7 @@ def evaluate_sources(
         if not subjects:
             part = "any fold's" if fold is None else f"fold {fold}'s"
             raise InputError(f"{dataset.name}: nobody of {part} test part is in {dataset.path}.")
-        seen = [s for s in subjects if dataset.person(s) in set(learned_from)]
+        seen = [s for s in subjects if dataset.is_among(s, learned_from)]
         if seen:
             some = ", ".join(seen[:4]) + (" ..." if len(seen) > 4 else "")
             raise InputError(

@@ -97,7 +97,7 @@ def track_dataset(
         if tracker is None:
             from ..registry import create
 
-            tracker = own = create("trackers", tracker_name, {"num_faces": 1} if tracker_name == "mediapipe" else None)
+            tracker = own = create("trackers", tracker_name)  # as predict has it: told to find one face, MediaPipe smooths its points
         assert tracker is not None
         if tracker.scheme != "mesh478":
             raise ConfigError(f"training data need a tracker of 478 points, and this one's scheme is '{tracker.scheme}'. Use mediapipe.")
@@ -159,7 +159,8 @@ def _labels(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 def _digests(clip: Clip, records: Sequence[Record]) -> dict[str, str]:
     """Of which pictures are labelled, and of what the reader makes of their labels."""
-    shown = json.dumps([(r.path.name, r.member, r.frame) for r in records]).encode()
+    # Of videos there are shards with smoothed points and made-up times: they are tracked again.
+    shown = json.dumps([(r.path.name, r.member, r.frame, *(["by its times"] * r.video)) for r in records]).encode()
     labels = clip.subject.encode() + b"".join(v.tobytes() for v in _labels(records).values())
     return {"pictures": hashlib.sha256(shown).hexdigest(), "labels": hashlib.sha256(labels).hexdigest()}
 
@@ -173,10 +174,10 @@ def _track(dataset: AUDataset, clip: Clip, path: Path, tracker: Tracker, bar: An
     kept: list[int] = []
     decoded = 0
     tracker.reset()
-    for record, image in decode(records):
+    for record, image, time in decode(records):
         decoded += 1
         bar.advance(1 / len(records))
-        found = tracked_sample(image, tracker, record.frame / 25.0, not record.video)
+        found = tracked_sample(image, tracker, time, not record.video)
         if found is None:
             continue
         kept.append(row[record])
@@ -198,8 +199,10 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:
-    """The pictures (H, W, 3) of records of one sequence, in order; a video is decoded once, and frames past its end are left out.
+def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray, float]]:
+    """The pictures (H, W, 3) of records of one sequence, in order, with their time in a video in seconds (of single pictures: 0).
+
+    A video is decoded once, and frames past its end are left out.
 
     Single pictures that cannot be read are left out with a warning; raises InputError where those are more than half.
     """
@@ -209,7 +212,7 @@ def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:
         last = max(wanted)
         for frame in open_media(records[0].path).frames():
             if frame.index in wanted:
-                yield wanted[frame.index], frame.image
+                yield wanted[frame.index], frame.image, frame.timestamp
             if frame.index >= last:
                 return
         return
@@ -227,7 +230,7 @@ def decode(records: Iterable[Record]) -> Iterator[tuple[Record, np.ndarray]]:
             except (InputError, *_UNREADABLE):
                 bad.append(near(record.path / record.member))
                 continue
-            yield record, image
+            yield record, image, 0.0
     finally:
         if archive is not None:
             archive.close()
