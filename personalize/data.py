@@ -31,6 +31,7 @@ from .generators import Generator, Request, ask
 from .identity import Identity
 from .reader import batch_of
 from .tracks import face_of
+from .weights import SHIPPED, weights_at
 
 _SINGLES = tuple(a for a in AUS if a not in (25, 26))
 _BROKEN = (
@@ -188,9 +189,14 @@ def generate(
     return Samples(tensors, rejected), pictures
 
 
-def base_domain() -> dict[str, Tensor]:
-    """The rehearsal set that ships with the base, as a batch: tracked renders of training people, each with its person's neutral."""
-    with resources.files("personalize").joinpath("assets/replay.npz").open("rb") as file:
+def base_domain(base: str = SHIPPED) -> dict[str, Tensor]:
+    """A base's rehearsal set as a batch: tracked renders of training people, each with its person's neutral.
+
+    It lies beside the weights, where ``base fit`` wrote it; a base without one, as of recorded people, has that of the shipped one.
+    """
+    beside = None if base in (SHIPPED, "base") else weights_at(base).with_name("replay.npz")
+    found = beside if beside is not None and beside.is_file() else resources.files("personalize").joinpath("assets/replay.npz")
+    with found.open("rb") as file:
         data = dict(np.load(file, allow_pickle=False))
 
     def pictures(key: str) -> Tensor:

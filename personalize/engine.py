@@ -280,7 +280,7 @@ class Session:
 
     def _buffer(self) -> ReplayBuffer:
         buffer: ReplayBuffer = registry.create("buffers", self.recipe["buffer"]["name"], self.recipe["buffer"]["options"])
-        buffer.add(base_domain(), BASE_DOMAIN)
+        buffer.add(base_domain(self.recipe["base"]), BASE_DOMAIN)
         if self.recipe["buffer"]["shared"] and self._shared.exists():
             buffer.load(self._shared)
             if self.identity.name in buffer.seen:

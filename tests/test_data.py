@@ -225,7 +225,8 @@ def test_the_rehearsal_set_that_ships() -> None:
     assert apart.diagonal().mean() < 0.85 * apart[stranger].mean()
 
 
-def test_a_rehearsal_set_is_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_set_is_written_and_read(tmp_path: Path) -> None:
+    """It lies beside the base that ``base fit`` wrote; without it, the shipped base's is rehearsed."""
     people = np.repeat([4, 8, 9], 5)
     neutral = np.tile([True, False, False, False, False], 3)
     neutral[10] = False  # person 9 has no neutral: left out
@@ -236,10 +237,12 @@ def test_a_rehearsal_set_is_written_and_read(tmp_path: Path, monkeypatch: pytest
         "landmarks": np.broadcast_to(np.arange(15, dtype=np.float16)[:, None, None], (15, 478, 3)),
         "target": np.broadcast_to(np.arange(15, dtype=np.float16)[:, None] / 3, (15, K)),
     }
-    (tmp_path / "assets").mkdir()
-    write_base_domain(renders, tmp_path / "assets" / "replay.npz", each=3)
-    monkeypatch.setattr("personalize.data.resources.files", lambda _: tmp_path)
-    batch = base_domain()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.safetensors").touch()
+    shipped = base_domain(str(tmp_path / "mine"))
+    assert torch.equal(shipped["crop"], base_domain()["crop"])
+    write_base_domain(renders, tmp_path / "mine" / "replay.npz", each=3)
+    batch = base_domain(str(tmp_path / "mine"))
     assert batch["landmarks"][:, 0, 0].tolist() == [1, 2, 3, 6, 7, 8]
     assert batch["neutral_landmarks"][:, 0, 0].tolist() == [0, 0, 0, 5, 5, 5]
     assert batch["crop"][:, 0, 50, 50].tolist() == pytest.approx([10, 20, 30, 60, 70, 80], abs=2)
