@@ -58,8 +58,8 @@ def test_a_base_says_what_it_was_never_taught(tmp_path: Path, tracked: None, com
     base = load_base("runs/mine")
     assert base.card["untaught"] == [name for name in COLUMNS if name != "AU12"]
     assert len(set(base.thresholds.tolist())) == 1, "no person shows the others: theirs is AU12's"
-    said = command("base", "evaluate", "--base", "runs/mine", "--data", f"folder={presence(tmp_path / 'other')}")
-    assert said.code == 2 and "the model learned from" in said.err[-1]
+    said = command("base", "evaluate", "--base", "runs/mine", "--data", f"folder={presence(tmp_path / 'moved' / 'photos')}")
+    assert said.code == 2 and "the model learned from" in said.err[-1], "the study's folder, in another place"
     assert any(f"base model 'mine' was taught nothing of {others}: what it reads of them means nothing" in x for x in said.err)
 
 
