@@ -31,11 +31,12 @@ VARIANTS: dict[str, list[str]] = {
     "adapter norm": ["adapter.name=norm"],
     "adapter full": ["adapter.name=full", "profile.max_mb=5"],
     "lora of rank 16": ["adapter.options.rank=16"],
-    "no regularizer": ["regularizers={}"],
-    "lwf alone": ["regularizers={lwf: {weight: 1.0}}"],
-    "l2sp alone": ["regularizers={l2sp: {weight: 0.01}}"],
-    "ewc and lwf": ["regularizers={ewc: {}, lwf: {weight: 1.0}}"],
-    "buffer reservoir": ["buffer.name=reservoir"],
+    "no regularizer": ["regularizers=null"],
+    "lwf alone": ["regularizers=lwf"],
+    "l2sp alone": ["regularizers=l2sp"],
+    "ewc and lwf": ["regularizers=[ewc,lwf]"],
+    "128 rehearsed": ["buffer.options.capacity=128"],
+    "128 in a reservoir": ["buffer.name=reservoir", "buffer.options.capacity=128"],
 }
 METRICS = ("icc", "mae", "f1", "auc")
 

@@ -475,8 +475,10 @@ def _merge(parent: dict[str, Any], layer: Mapping[str, Any], is_file: bool) -> d
 def _merge_regularizers(old: dict[str, Any], value: Any, is_file: bool) -> Any:
     if isinstance(value, (str, list)):
         return {name: _deep(old.get(name, {}), options) for name, options in _listed(value).items()}
+    if value is None or value == {}:
+        return {}
     if not isinstance(value, dict):
-        return {} if value is None else value
+        return value
     if is_file:
         return {name: {} if options is None else options for name, options in value.items()}
     merged = _deep(old, value)

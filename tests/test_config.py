@@ -114,7 +114,7 @@ def test_regularizers_added_removed_and_chosen() -> None:
     assert names("regularizers.ewc.weight=30") == ["ewc", "l2sp", "lwf"]
     assert names("regularizers.lwf=null") == ["l2sp"]
     assert names("regularizers=[ewc]") == ["ewc"]
-    assert names("regularizers=[]") == []
+    assert names("regularizers=[]") == names("regularizers={}") == names("regularizers=null") == []
     assert names("regularizers=[ewc]", "regularizers.lwf.weight=3") == ["ewc", "lwf"]
     assert names("regularizers=[ewc, lwf]", "regularizers.ewc=null") == ["lwf"]
     for words in (["regularizers=[ewc]", "regularizers.ewc.weight=30"], ["regularizers.ewc.weight=30", "regularizers=ewc"]):
