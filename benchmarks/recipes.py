@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
     "no regularizer": ["regularizers=null"],
     "lwf alone": ["regularizers=lwf"],
     "l2sp alone": ["regularizers=l2sp"],
-    "ewc and lwf": ["regularizers=[ewc,lwf]"],
+    "ewc beside both": ["regularizers.ewc.weight=1.0"],
     "128 rehearsed": ["buffer.options.capacity=128"],
     "128 in a reservoir": ["buffer.name=reservoir", "buffer.options.capacity=128"],
 }
