@@ -479,7 +479,7 @@ def fit(
         courses = smooth.sequences_from_clips(load_base(str(work / folder.name)), filmed["people"], filmed["seconds"])
         card["smoothing"] = smooth.to_card(smooth.fit_smoother(courses))
     words = ["personalize", "base", "fit", *(w for s in sources for w in ("--data", s.name)), *(() if fold is None else ("--fold", fold))]
-    card["made"] = circumstances([*words, *strip_paths(changes(recipe))]) | {"hours": round((time.time() - started) / 3600, 2)}
+    card["made"] = circumstances([*words, *strip_paths(changes(recipe))]) | {"hours": round((time.time() - started) / 3600, 4)}
     save_base(path, best, card)
     if only_synthetic:
         write_base_domain(train, folder / "replay.npz")

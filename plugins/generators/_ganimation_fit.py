@@ -130,7 +130,7 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
         "data": f"{len(seen[0])} rendered pictures of {len(seen[2].unique())} people; no photograph of anybody",
         "recipe": recipe,
         "made": circumstances(["personalize", "generator", "fit", "--recipe", "ganimation", *strip_paths(changes(recipe))])
-        | {"hours": round((time.time() - started) / 3600, 2)},
+        | {"hours": round((time.time() - started) / 3600, 4)},
         "validation": judge(module.net.eval(), *held),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -325,7 +325,7 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
         "data": f"{len(train)} pairs of rendered pictures of {len(np.unique(train.data['person']))} people; no photograph of anybody",
         "recipe": recipe,
         "made": circumstances(["personalize", "generator", "fit", *strip_paths(changes(recipe))])
-        | {"hours": round((time.time() - started) / 3600, 2)},
+        | {"hours": round((time.time() - started) / 3600, 4)},
         "validation": judge(net, validation),
     }
     folder.mkdir(parents=True, exist_ok=True)
