@@ -14,12 +14,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from bench_together import METRICS, values
 
 from personalize import bench, ui
-from personalize.base import load_base
 from personalize.circumstances import circumstances
-from personalize.config import digest, load_recipe
+from personalize.config import load_recipe
 from personalize.metrics import paired
 from personalize.synth.clips import Clip
 
@@ -38,33 +37,11 @@ VARIANTS: dict[str, list[str]] = {
     "128 rehearsed": ["buffer.options.capacity=128"],
     "128 in a reservoir": ["buffer.name=reservoir", "buffer.options.capacity=128"],
 }
-METRICS = ("icc", "mae", "f1", "auc")
-
-
-def jobs_of(people: int, folder: Path, names: list[str], seconds: float) -> list[bench.Job]:
-    """One job a person, with a fit by each of the recipes."""
-    recipes = {name: load_recipe("default", ["tracking.wandb='off'", *VARIANTS[name]], "fit") for name in names}
-    base = load_base()
-    pairs = [tuple(Clip("validation", FIRST_PERSON + i, day, seconds, liveliness=(0.6, 1.5)[day]) for day in (0, 1)) for i in range(people)]
-    jobs = []
-    for i, (support, query) in enumerate(pairs):
-        others = tuple(pairs[(i + step) % people][1] for step in (1, 2) if step < people)
-        known = [bench.code_hash(), base.sha256, support.key, query.key, [c.key for c in others]]
-        parts = {name: digest([*known, recipe]) for name, recipe in recipes.items()} | {bench.BASE: digest(known)}
-        person = f"person{support.person:04d}"
-        files = {name: folder / "people" / f"{person}_{name.replace(' ', '-')}_{key}.json" for name, key in parts.items()}
-        jobs.append(bench.Job(person, folder, support, query, others, recipes, files))
-    return jobs
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Head and rows: ICC per person and pooled, MAE, F1, AUC, AU6 and AU17, what others lose, and ICC and MAE against the default."""
-    scores, people = result["scores"], list(result["people"])
-
-    def of(name: str, metric: str) -> np.ndarray:
-        return np.array([np.nan if (v := scores[name]["mean"]["people"][p][metric]) is None else v for p in people])
-
-    rows = []
+    scores, rows = result["scores"], []
     for name in (bench.BASE, *result["fits"]):
         mean = scores[name]["mean"]
         cells = [mean["per_person"]["icc"], mean["pooled"]["icc"], *(mean["per_person"][m] for m in METRICS[1:])]
@@ -74,7 +51,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
             forgetting = result["forgetting"][name]["ungated"]["change"]
             lost = f"{forgetting.mean:+.3f} [{forgetting.low:+.3f}, {forgetting.high:+.3f}]"
         if name not in (bench.BASE, result["fits"][0]):
-            found = [paired(of(result["fits"][0], m), of(name, m)) for m in METRICS[:2]]
+            found = [paired(*(values([result], fit, "mean", m) for fit in (result["fits"][0], name))) for m in METRICS[:2]]
             against = [f"{x.mean:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in found]
         rows.append([name, *cells, lost, *against])
     head = [
@@ -106,7 +83,12 @@ def main() -> None:
     if unknown:
         parser.error(f"no recipe '{unknown[0]}': there is {', '.join(VARIANTS)}")
     args.plugins = ()
-    jobs = jobs_of(args.people, args.output, names, args.seconds)
+    recipes = {name: load_recipe("default", ["tracking.wandb='off'", *VARIANTS[name]], "fit") for name in names}
+    numbers = range(FIRST_PERSON, FIRST_PERSON + args.people)
+    pairs = [
+        (Clip("validation", i, 0, args.seconds, liveliness=0.6), Clip("validation", i, 1, args.seconds, liveliness=1.5)) for i in numbers
+    ]
+    jobs = bench.jobs_of(pairs, recipes, args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     bench.film([clip for job in jobs for clip in (job.support, job.query)], args.output / "clips", args)
     files = [path for job in jobs for path in job.parts.values()]

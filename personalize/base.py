@@ -67,9 +67,7 @@ class BaseModule(L.LightningModule):
         self.average.requires_grad_(False)  # no gradient reaches it, which ranks would wait for
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        parts = self.trainer.accumulate_grad_batches
-        part = self.global_step * parts + batch_idx % parts
-        torch.manual_seed((self.seed * 1_000_003 + part) * 64 + self.global_rank)
+        ranks.seed_step(self, self.seed, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         look = self.look(batch)

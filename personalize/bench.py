@@ -110,8 +110,7 @@ def bench_command(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     """The jobs. Raises ConfigError for unknown recipes, keys and generators before anything is rendered."""
-    from .base import load_base
-    from .config import digest, load_recipe, one_device
+    from .config import load_recipe, one_device
 
     if args.seed > 900:
         raise ConfigError(f"--seed must be at most 900, not {args.seed}.")
@@ -124,9 +123,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
         name: load_recipe(args.recipe, ["tracking.wandb='off'", *quick, *args.overrides, f"generator.name={name}"], "fit")
         for name in dict.fromkeys([*generators, NO_GENERATOR])
     }
-    any_recipe = next(iter(recipes.values()))
-    one_device(any_recipe, "bench")
-    base = load_base(any_recipe["base"])
+    one_device(next(iter(recipes.values())), "bench")
     people, seconds = (min(args.people, 3), 8.0) if args.quick else (args.people, 20.0)
     first = 1000 * args.seed
     pairs = [
@@ -136,7 +133,16 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
         )
         for i in range(people)
     ]
-    code = code_hash()
+    return jobs_of(pairs, recipes, folder)
+
+
+def jobs_of(pairs: Sequence[tuple[Clip, Clip]], recipes: dict[str, dict[str, Any]], folder: Path) -> list[Job]:
+    """A job for each person's support and query clip, with a fit by each of the recipes; the others are the next two people."""
+    from .base import load_base
+    from .config import digest
+
+    any_recipe = next(iter(recipes.values()))
+    base, code, people = load_base(any_recipe["base"]), code_hash(), len(pairs)
     jobs = []
     for i, (support, query) in enumerate(pairs):
         others = tuple(pairs[(i + step) % people][1] for step in (1, 2) if step < people)

@@ -302,7 +302,10 @@ def changes(recipe: Mapping[str, Any]) -> list[str]:
 
     def differ(path: str, value: Any, model: Any) -> list[str]:
         if isinstance(value, Mapping) and isinstance(model, Mapping):
-            return [line for key in value for line in differ(f"{path}.{key}".lstrip("."), value[key], model.get(key))]
+            if value.get("name") != model.get("name"):  # another plug-in: the options are not those of the reference
+                model = {**model, "options": {}}
+            lines = [line for key in value for line in differ(f"{path}.{key}".lstrip("."), value[key], model.get(key))]
+            return lines + [f"{path}.{key}=null" for key in model if key not in value]
         return [] if value == model else [f"{path}={json.dumps(value)}"]
 
     return differ("", recipe, load_recipe(REFERENCES[recipe["kind"]]))

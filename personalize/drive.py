@@ -94,10 +94,10 @@ def read_driver(media: Media, reader: Reader, tracker: Tracker) -> Driver:
         if not survey.people:
             raise InputError(no_face(media.name))
     who = survey.identity(None, media.name)
-    people = [k for k, seen in survey.people.items() if k == who or seen.frames >= max(5, 0.02 * survey.frames)]
-    if len(people) > 1:
+    others = survey.others(who)
+    if others:
         ui.warn(
-            f"{media.name} shows {len(people)} people: it drives by the one who is largest and longest in it, seen in "
+            f"{media.name} shows {len(others) + 1} people: it drives by the one who is largest and longest in it, seen in "
             f"{survey.people[who].frames} of {survey.frames} frames; cut or crop it to somebody else to take theirs"
         )
     mine, kept = read[who], keeper.of(who)

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from . import ranks
 from .adapters import Adapter
 from .augment import augment
 from .buffers import ReplayBuffer
@@ -60,9 +61,7 @@ class PersonalModule(L.LightningModule):
         self.trained = [n for n, p in net.named_parameters() if p.requires_grad]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        parts = self.trainer.accumulate_grad_batches
-        part = self.global_step * parts + batch_idx % parts
-        torch.manual_seed((self.seed * 1_000_003 + part) * 64 + self.global_rank)
+        ranks.seed_step(self, self.seed, batch_idx)
         self.adapter.train_mode(self.net)
 
     def _with_maps(self, batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from lightning import LightningModule
     from torch.distributed import Store
 
 _RUN_DIR = "PERSONALIZE_RUN_DIR"
@@ -65,6 +66,15 @@ def refuse_own(flags: dict[str, Any], own: dict[str, str], verb: str) -> None:
     for flag, instead in own.items():
         if flag in flags:
             raise ConfigError(f"trainer.{flag} is for personalize {verb} to set{f': use {instead}' if instead else ''}.")
+
+
+def seed_step(module: LightningModule, seed: int, batch_idx: int) -> None:
+    """Seed torch by the number of the step and the rank: ranks draw other numbers, and a resumed training those it would have drawn."""
+    import torch
+
+    parts = module.trainer.accumulate_grad_batches
+    part = module.global_step * parts + batch_idx % parts
+    torch.manual_seed((seed * 1_000_003 + part) * 64 + module.global_rank)
 
 
 def tell_run(run_dir: Path) -> None:

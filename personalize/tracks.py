@@ -343,6 +343,10 @@ class Survey:
     def _listing(self) -> str:
         return ", ".join(f"{k} ({v.frames} frames, {v.size / v.frames:.0f} px)" for k, v in sorted(self.people.items()))
 
+    def others(self, taken: int, still: bool = False) -> list[int]:
+        """The people beside one; of a video without those seen for a moment: a false alarm or a passer-by, not worth a line."""
+        return [k for k, v in self.people.items() if k != taken and (still or v.frames >= max(5, 0.02 * self.frames))]
+
     def warnings(self, media: Media, face: int | None = None) -> list[str]:
         """One line for each thing a user should know of the clip; empty where all is well. Raises as :meth:`identity` does."""
         taken = self.identity(face, media.name)
@@ -354,8 +358,7 @@ class Survey:
             )
         if media.kind == "video" and person.first >= LATE_S:
             lines.append(f"{media.name}: the face appears late, first seen at {person.first:.1f} s; what comes before is left out")
-        # a face seen for a moment is a false alarm or a passer-by, not worth a line
-        others = [k for k, v in self.people.items() if k != taken and (media.still or v.frames >= max(5, 0.02 * self.frames))]
+        others = self.others(taken, media.still)
         if others and face is None:
             lines.append(
                 f"{media.name} shows {len(others) + 1} people: took face {taken}, the largest and longest; "

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from personalize import config
-from personalize.config import Field, fill, load_recipe, parse_overrides, recipes, save_recipe, signature_fields
+from personalize.config import REFERENCES, Field, changes, fill, load_recipe, parse_overrides, recipes, save_recipe, signature_fields
 from personalize.errors import ConfigError
 
 
@@ -38,6 +38,21 @@ def test_every_shipped_recipe_loads_and_survives_saving(name: str, tmp_path: Pat
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert recipes()[name], "the first line is a comment that says what the recipe is for"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        *((name, []) for name in sorted(recipes())),
+        ("ganimation", ["optim.epochs=4", "generator.options.size=160"]),  # au_residual's values, which are not its own
+        ("base", ["model.backbone_options.channels=[8,8,8,8]", "start=other", "trainer.devices=2"]),
+        ("default", ["regularizers=[ewc]", "generator=au_residual", "buffer.options.capacity=64"]),
+    ],
+)
+def test_changes_make_a_recipe_of_the_shipped_one(name: str, overrides: list[str]) -> None:
+    recipe = load_recipe(name, overrides)
+    assert load_recipe(REFERENCES[recipe["kind"]], changes(recipe)) == recipe
+    assert name not in REFERENCES.values() or overrides or changes(recipe) == []
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))

@@ -6,7 +6,6 @@ figures in the card alone.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,15 @@ import cv2
 import lightning as L
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from personalize import __version__, ranks, tracking, ui
-from personalize.aus import AUS, MAX_INTENSITY
-from personalize.circumstances import circumstances
+from personalize import ranks, tracking, ui
+from personalize.aus import MAX_INTENSITY
 from personalize.config import changes, one_device
 from personalize.errors import ConfigError
-from personalize.profile import strip_paths
 from personalize_plugins.generators import _gan
-from personalize_plugins.generators._residual_fit import Pairs, make
+from personalize_plugins.generators._residual_fit import Pairs, make, write
 from personalize_plugins.generators.ganimation import CRITIC_STEPS, NOISE, GANimation, critic_loss, generator_loss
 from personalize_plugins.generators.pix2pix import adams, at_rest, to_tensor
 
@@ -121,19 +117,5 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
         callbacks=[_Watch(held)], **ranks.trainer_flags(recipe["trainer"], all_reached=True),
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(*seen[:2]), batch_size=optim["batch_size"], shuffle=True, drop_last=True))
-    path = folder / "ganimation.safetensors"
-    card = {
-        "name": "ganimation",
-        "personalize": __version__,
-        "aus": list(AUS),
-        "model": given.network,
-        "data": f"{len(seen[0])} rendered pictures of {len(seen[2].unique())} people; no photograph of anybody",
-        "recipe": recipe,
-        "made": circumstances(["personalize", "generator", "fit", "--recipe", "ganimation", *strip_paths(changes(recipe))])
-        | {"hours": round((time.time() - started) / 3600, 4)},
-        "validation": judge(module.net.eval(), *held),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, path)
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
-    return path
+    data = f"{len(seen[0])} rendered pictures of {len(seen[2].unique())} people"
+    return write(folder, module, given.network, data, recipe, started, judge(module.net.eval(), *held))

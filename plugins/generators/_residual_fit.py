@@ -17,7 +17,7 @@ import lightning as L
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -313,20 +313,30 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     loader = DataLoader(train, batch_size=optim["batch_size"], shuffle=True, drop_last=True, collate_fn=_as_is, num_workers=1)
     trainer.fit(module, loader)
     net: ResidualNet = module.average.module.eval()  # type: ignore[assignment]
-    name = recipe["generator"]["name"]
-    path = folder / f"{name}.safetensors"
     if trainer.global_rank:  # the first one measures and writes
-        return path
+        return folder / f"{recipe['generator']['name']}.safetensors"
+    data = f"{len(train)} pairs of rendered pictures of {len(np.unique(train.data['person']))} people"
+    return write(folder, net, net.config, data, recipe, started, judge(net, validation))
+
+
+def write(
+    folder: Path, net: nn.Module, model: dict[str, Any], data: str, recipe: dict[str, Any], started: float, validation: dict[str, Any]
+) -> Path:
+    """Write a generator's NAME.safetensors, in half precision, and its card NAME.json; returns the weights' path.
+
+    model: what the network has to be made with. data: what it learned from, no photographs. started: of the training, seconds since 1970.
+    """
+    path = folder / f"{recipe['generator']['name']}.safetensors"
     card = {
-        "name": name,
+        "name": path.stem,
         "personalize": __version__,
         "aus": list(AUS),
-        "model": net.config,
-        "data": f"{len(train)} pairs of rendered pictures of {len(np.unique(train.data['person']))} people; no photograph of anybody",
+        "model": model,
+        "data": f"{data}; no photograph of anybody",
         "recipe": recipe,
         "made": circumstances(["personalize", "generator", "fit", *strip_paths(changes(recipe))])
         | {"hours": round((time.time() - started) / 3600, 4)},
-        "validation": judge(net, validation),
+        "validation": validation,
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, path)
