@@ -34,6 +34,8 @@ VARIANTS: dict[str, list[str]] = {
     "lwf alone": ["regularizers=lwf"],
     "l2sp alone": ["regularizers=l2sp"],
     "ewc beside both": ["regularizers.ewc.weight=1.0"],
+    "none turned": ["generator.turned=0"],
+    "half of them turned": ["generator.turned=0.5"],
     "128 rehearsed": ["buffer.options.capacity=128"],
     "128 in a reservoir": ["buffer.name=reservoir", "buffer.options.capacity=128"],
 }
@@ -74,6 +76,7 @@ def main() -> None:
     """Film, fit, read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--first", type=int, default=FIRST_PERSON, help="the first of them; leave out whom another choice was made on")
     parser.add_argument("--recipes", default=",".join(VARIANTS), help="some of them, separated by commas; the first is compared with")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each clip")
     parser.add_argument("--output", type=Path, default=Path("runs/recipes"))
@@ -84,7 +87,7 @@ def main() -> None:
         parser.error(f"no recipe '{unknown[0]}': there is {', '.join(VARIANTS)}")
     args.plugins = ()
     recipes = {name: load_recipe("default", ["tracking.wandb='off'", *VARIANTS[name]], "fit") for name in names}
-    numbers = range(FIRST_PERSON, FIRST_PERSON + args.people)
+    numbers = range(args.first, args.first + args.people)
     pairs = [
         (Clip("validation", i, 0, args.seconds, liveliness=0.6), Clip("validation", i, 1, args.seconds, liveliness=1.5)) for i in numbers
     ]
@@ -96,7 +99,7 @@ def main() -> None:
     kept = [job for job, why in zip(jobs, left_out, strict=True) if not why]
     result = bench.assemble(kept, 0)
     head, rows = table(result)
-    made = circumstances(["python", "benchmarks/recipes.py", "--people", args.people, "--recipes", args.recipes])
+    made = circumstances(["python", "benchmarks/recipes.py", "--people", args.people, "--first", args.first, "--recipes", args.recipes])
     (args.output / "recipes.md").write_text(ui.markdown(None, head, rows))
     scores = {name: {au: row["per_person"] for au, row in found.items()} for name, found in result["scores"].items()}
     (args.output / "recipes.json").write_text(json.dumps({"made": made, "people": len(kept), "scores": scores}, indent=1) + "\n")

@@ -169,7 +169,8 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
         raise InputError(
             f"no usable face in {media.name}: all are too small, too blurred or turned away. Use a clip in which the face is larger."
         )
-    intensity = Reader(base).read(observations).expected
+    reading = Reader(base).read(observations)
+    intensity, spread = reading.expected, reading.spread.mean(0)
     neutral = find_neutral(observations, intensity, neutral_at)
     lacks = []
     if neutral is not None and neutral_at is None:
@@ -187,7 +188,8 @@ def identify(found: Collected, base: Base, media: Media, name: str, neutral_at: 
     for line in lacks:
         notes.append(line)
         ui.warn(line)
-    return Identity(name, observations, intensity, neutral, media.size, found.scheme)
+    unsure = np.clip(0.5 * spread / max(float(spread.mean()), 1e-6), 0, 1)
+    return Identity(name, observations, intensity, neutral, media.size, found.scheme, unsure)
 
 
 def extent(found: Collected, media: Media) -> Extent | None:

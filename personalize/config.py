@@ -45,6 +45,7 @@ _AT_LEAST = {
     "seed": 0,
     "rounds": 1,
     "generator.samples": 0,
+    "generator.turned": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0,
     "optim.batch_size": 1,
@@ -70,7 +71,7 @@ _AT_LEAST = {
     "model.hidden": 1,
     "model.said": 1,
 }
-_AT_MOST = {"seed": 2**24}
+_AT_MOST = {"seed": 2**24, "generator.turned": 1}
 """Seeds of rounds and pictures are made of the run's."""
 
 _PRIMITIVES = (int, float, bool, str, bytes)

@@ -33,50 +33,6 @@ from .reader import batch_of
 from .tracks import face_of
 from .weights import SHIPPED, weights_at
 
-_SINGLES = tuple(a for a in AUS if a not in (25, 26))
-_BROKEN = (
-    *((6,), (12,), (6, 4), (12, 17), (17,), (17, 4), (17, 9), (15,), (6, 9), (12, 4), (1, 2), (1, 4)),
-    *((4, 7), (9, 10), (6, 12), (15, 17), (14,), (20,), (24, 17), (25,), (26,), (25, 12), (26, 1, 2), (43,)),
-)
-"""Combinations that break co-activations on purpose: AU6 without AU12, AU17 without AU15, and their companions."""
-
-
-def balanced_requests(n: int, seed: int, weak: np.ndarray | None = None) -> list[Request]:
-    """n requests balanced over AUs and intensities: singles, broken and usual combinations, and one in eight at rest.
-
-    weak: (K,) weights of AUs that deserve more (the model of the person is weak there); None: all alike.
-    """
-    rng = np.random.default_rng([seed, 7101])
-    chance = np.ones(len(_SINGLES)) if weak is None else np.array([0.3 + weak[AUS.index(a)] for a in _SINGLES])
-    chance = chance / chance.sum()
-    together = np.array([1.0 if weak is None else np.mean([0.3 + weak[AUS.index(a)] for a in combination]) for combination in _BROKEN])
-    together = together / together.sum()
-    requests = []
-    for i in range(n):
-        kind = i % 8
-        if kind == 0:
-            aus: dict[int, float] = {}
-        elif kind < 4:
-            aus = {int(rng.choice(_SINGLES, p=chance)): float(rng.uniform(0.5, 5))}
-        elif kind < 7:
-            level = rng.uniform(1, 4.5)
-            aus = {a: float(np.clip(level + rng.normal(0, 0.8), 0.5, 5)) for a in _BROKEN[rng.choice(len(_BROKEN), p=together)]}
-        else:
-            chosen = rng.choice(AUS, int(rng.integers(2, 5)), replace=False)
-            aus = {int(a): float(rng.uniform(0.3, 4)) for a in chosen}
-        requests.append(Request(aus))
-    return requests
-
-
-def needs(identity: Identity, reliability: np.ndarray) -> np.ndarray:
-    """(K,) 0.2-2.2, how much an AU deserves to be asked for: more where the clip shows nothing of it, and where the base is weak.
-
-    reliability: (K,) 0-1, :meth:`Base.reliability`. An AU counts as shown when a twentieth of the frames have it.
-    """
-    shown = (identity.intensity >= 1).mean(0)
-    return np.asarray(0.2 + (1 - np.clip(shown / 0.05, 0, 1)) + (1 - np.clip(np.nan_to_num(reliability), 0, 1)))
-
-
 REFUSED, LOST = "refused", "lost"
 """Why a request has no sample: the generator does not answer it, or the tracker does not find what it asked for in the answer."""
 Rejected = dict[str, dict[str, int]]

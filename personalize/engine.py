@@ -35,7 +35,7 @@ from .base import Base, load_base, save_checkpoint
 from .buffers import ReplayBuffer
 from .collect import Collected, Truth, check_neutral, collect, identify, labels_of
 from .config import digest, load_recipe, save_recipe
-from .data import LOST, REFUSED, PersonData, Samples, balanced_requests, base_domain, frame_samples, generate, join, needs
+from .data import LOST, REFUSED, PersonData, Samples, base_domain, frame_samples, generate, join
 from .errors import ConfigError, InputError, PersonalizeError
 from .faces import Tracker
 from .generate import png_info, provenance
@@ -48,6 +48,7 @@ from .module import PersonalModule, predict
 from .profile import BASE_DOMAIN, Profile, check_name, check_text, next_version
 from .reader import Reader, batch_of, blend, lasting, lead_of, neutral_features, neutral_tensors, offsets_at, without_rest
 from .regularizers import ParameterRegularizer, Regularizer
+from .requests import needs, of_round
 from .video import Media, open_media
 
 KEEP = 400
@@ -192,14 +193,14 @@ class Session:
     def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any], media: Media) -> bool:
         """Make the samples of a round, what the clip lacks and the base is weak in, then what is still held-out error; or take those that
         an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same. False where there are none."""
-        weak = needs(self.identity, self.base.reliability())
+        need = needs(self.identity, self.base.reliability())
         if self.evidence is not None:
-            weak = np.nan_to_num(np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2), nan=1.0)
-        requests = balanced_requests(self.recipe["generator"]["samples"], self.recipe["seed"] * 1000 + number, weak)
+            need[:] = np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2)[:, None]
+        asked = of_round(self.identity, need, self.recipe, number)
         neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
         made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}
         seen_by = {**seen_by, "hidden": np.flatnonzero(self._judged).tolist()}
-        key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in requests], "version": (__version__, 2)})
+        key = digest({**seen_by, **made_by, "neutral": neutral, "requests": [str(r) for r in asked], "version": (__version__, 2)})
         kept = self.run_dir.parent / GENERATED / key
         if not (kept / SAMPLES).exists():
             if not self.prepared:
@@ -208,7 +209,7 @@ class Session:
                 generator.prepare(replace(self.identity, observations=given), self.recipe["seed"])
                 self.prepared = True
             generator.restart(number)
-            samples, pictures = generate(generator, requests, self.identity, tracker, f"Generating round {number + 1}")
+            samples, pictures = generate(generator, asked, self.identity, tracker, f"Generating round {number + 1}")
             if samples is None:
                 return False
             kept.parent.mkdir(parents=True, exist_ok=True)

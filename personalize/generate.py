@@ -31,7 +31,6 @@ from .aus import AUS, COLUMNS, MAX_INTENSITY, NAMES, column, parse_au
 from .collect import check_neutral, collect, identify
 from .composite import face_mask, free_corner, tilted, watermark
 from .config import given_options, load_recipe
-from .data import balanced_requests
 from .drive import drive, inserted, landmarks_in, read_driver, thumbnail
 from .errors import ConfigError, InputError, ProfileError, unknown
 from .faces import Tracker
@@ -40,13 +39,12 @@ from .identity import Identity
 from .predict import open_reader
 from .profile import find_profile, read_manifest
 from .reader import Reader
+from .requests import balanced, spread_poses
 from .video import Media, open_media
 from .weights import load_base
 
 _ANGLES = ("pitch", "yaw", "roll")
 GRIDS = ("balanced", "sheet")
-TURN = float(np.radians(8.0))
-"""How far poses of the balanced grid lie from one that the clip shows, at most, for pitch and yaw."""
 LARGEST = 384
 """Side in pixels up to which faces for videos and composites keep the clip's own resolution."""
 SHEET_POSES: tuple[tuple[str, tuple[int, ...]], ...] = (("yaw", (-30, -20, -10, 0, 10, 20, 30)), ("pitch", (-20, -10, 0, 10, 20)))
@@ -90,20 +88,6 @@ def _number(text: str, what: str, least: float, most: float) -> float:
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------------------------
-
-
-def spread_poses(requests: Sequence[Request], identity: Identity, seed: int) -> list[Request]:
-    """The requests with head poses drawn evenly over what the clip shows and up to ``TURN`` beyond, whatever the AUs."""
-    shown = np.array([o.upright[:2] for o in identity.observations])
-    low, high = np.percentile(shown, [2, 98], axis=0)
-    rng = np.random.default_rng([seed, 7102])
-    out = []
-    for request in requests:
-        wanted = rng.uniform(low - TURN, high + TURN)
-        near = shown[int(np.abs(shown - wanted).max(1).argmin())]
-        pitch, yaw = near + np.clip(wanted - near, -TURN, TURN)
-        out.append(replace(request, pose=(float(pitch), float(yaw), 0.0)))
-    return out
 
 
 def roll_of(request: Request) -> float:
@@ -553,7 +537,7 @@ def _pictures(args: argparse.Namespace, recipe: dict[str, Any], media: Media, tr
     if sheet:
         requests = [cell.request for cell in cells]
     elif args.grid:
-        requests = balanced_requests(count, recipe["seed"])
+        requests = balanced(count, recipe["seed"])
         if not args.pose and not args.composite:  # within its own frame a face stays turned as it is
             requests = spread_poses(requests, identity, recipe["seed"])
     else:

@@ -67,7 +67,8 @@ class Identity:
     """One person of a clip, as generators and the fit see them.
 
     observations: at most a few hundred, spread over the clip, in order of time. intensity: (N, K) what the base model expects in them.
-    neutral: None where no frame is usable. size: (width, height) of the frames. scheme: of the tracker's landmarks.
+    neutral: None where no frame is usable. size: (width, height) of the frames. scheme: of the tracker's landmarks. unsure: (K,) 0-1, how
+    unsure the base model is of each AU in these frames; .5: as of the average AU.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Identity:
     neutral: Neutral | None
     size: tuple[int, int]
     scheme: str = "mesh478"
+    unsure: np.ndarray = field(default_factory=lambda: np.zeros(len(AUS), np.float32))
 
     def coverage(self) -> dict[str, object]:
         """What the clip shows: range of poses in degrees, share of frames with each AU at B level or more, mean brightness and quality."""

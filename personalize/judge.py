@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 from . import data, geometry, likeness, metrics, ui
 from .aus import AUS, COLUMNS, MAX_INTENSITY, column
 from .collect import Truth, collect, extent, identify
-from .data import Samples, balanced_requests
+from .data import Samples
 from .engine import Session
 from .errors import InputError
 from .evaluate import write_json
@@ -40,6 +40,7 @@ from .identity import Identity, find_neutral, is_named
 from .labels import Extent, LabelTable, read_labels
 from .profile import Profile
 from .reader import Reader, batch_of, neutral_features
+from .requests import needs, of_round
 from .tracks import face_of
 from .video import Media, open_media
 from .weights import Base, load_base
@@ -105,9 +106,9 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
     figures, matrix = _control(cells, answers, case)
     timed.reset()
     # those of a fit's first round
-    requests = balanced_requests(case.recipe["generator"]["samples"], seed * 1000, data.needs(identity, case.base.reliability()))
+    first = of_round(identity, needs(identity, case.base.reliability()), case.recipe, 0)
     timed.restart(0)
-    learned, _ = data.generate(timed, requests, identity, case.tracker, "Generating")
+    learned, _ = data.generate(timed, first, identity, case.tracker, "Generating")
     pictures = timed.made
     alone = independent(generator, case)
     if not alone:
@@ -124,13 +125,13 @@ def judge(name: str, generator: Generator, case: Case) -> Verdict:
         "unchanged": _unchanged([s for c, s in answered if c.block == 0 and not c.request.aus], identity),
         "cost": {
             "prepare_s": prepared,
-            "pictures_per_s": len(requests) / max(timed.seconds, 1e-9),
-            "cpu_ms_per_picture": 1000 * timed.cpu / max(len(requests), 1),
+            "pictures_per_s": len(first) / max(timed.seconds, 1e-9),
+            "cpu_ms_per_picture": 1000 * timed.cpu / max(len(first), 1),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         },
         "pictures": {
-            "asked": len(requests),
-            "refused": len(requests) - len(pictures),
+            "asked": len(first),
+            "refused": len(first) - len(pictures),
             "lost_by_tracker": len(pictures) - (0 if learned is None else len(learned)),
         },
     }
@@ -575,7 +576,7 @@ def split(
     given, kept = ([o for o, h in zip(observations, held, strict=True) if h == wanted] for wanted in (False, True))
     part = identity.intensity[~held]
     return (
-        Identity(identity.name, given, part, find_neutral(given, part, neutral_at), identity.size, identity.scheme),
+        replace(identity, observations=given, intensity=part, neutral=find_neutral(given, part, neutral_at)),
         Held(kept, target[held], known[held], labels.occurrence),
     )
 

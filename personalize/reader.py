@@ -46,19 +46,21 @@ class Reading:
 
     expected: (N, K) of the base, what ``base`` reports of it. own: (N, K) of the person's model, gated, before rest is taken out, or None.
 
-    certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself.
+    certainty: (N,) 0-1, one minus the mean absolute error over the AUs, in intensity units, that the base expects of itself. spread: (N, K)
+    standard deviation of the intensities that the base holds possible, in intensity units.
     """
 
     base: np.ndarray
     personal: np.ndarray | None
     certainty: np.ndarray
     expected: np.ndarray
+    spread: np.ndarray
     own: np.ndarray | None = None
 
     def __getitem__(self, rows: slice) -> Reading:
         """Some of the faces."""
         personal, own = (None if x is None else x[rows] for x in (self.personal, self.own))
-        return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows], own)
+        return Reading(self.base[rows], personal, self.certainty[rows], self.expected[rows], self.spread[rows], own)
 
     @classmethod
     def join(cls, parts: Sequence[Reading]) -> Reading:
@@ -139,10 +141,10 @@ class Reader:
         expected, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
         base = self.base.report(expected)
         if self.own is None or self.profile is None:
-            return Reading(base, None, certainty, expected)
+            return Reading(base, None, certainty, expected, said["spread"])
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
         own = blend(expected, _read(self.own, look, batch, branch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
-        return Reading(base, self.personal(own), certainty, expected, own)
+        return Reading(base, self.personal(own), certainty, expected, said["spread"], own)
 
     def read_clip(self, observations: Sequence[Observation]) -> Reading:
         """As :meth:`read`, all faces of one person in one clip, in order of time: reported as :meth:`in_clip` does."""
@@ -184,7 +186,10 @@ def _read(
     off = torch.zeros_like(batch["has_landmarks"])
     has_landmarks, has_crop = off if branch == "crop" else batch["has_landmarks"], off if branch == "landmarks" else None
     said = net.answer(look, batch["landmarks"], has_landmarks, neutral, None, has_crop)
-    return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error")}
+    at_least = said["logits"].sigmoid()  # of y in 0-5: E[y] is the sum of P(y >= j), E[y^2] that of (2 j - 1) P(y >= j)
+    squared = (at_least * torch.arange(1, 2 * at_least.shape[-1], 2, device=at_least.device)).sum(-1)
+    said["spread"] = (squared - at_least.sum(-1).square()).clamp_min(0).sqrt()
+    return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error", "spread")}
 
 
 def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray) -> np.ndarray:

@@ -171,6 +171,7 @@ def test_wrong_values() -> None:
     assert bad("gate.open=-1") == "recipe key 'gate.open' must be at least 0, not -1.0."
     assert bad("gate.trust=-0.5") == "recipe key 'gate.trust' must be at least 0, not -0.5."
     assert bad("profile.max_mb=.inf") == "recipe key 'profile.max_mb' must be a finite number, not inf."
+    assert bad("generator.turned=1.5") == "recipe key 'generator.turned' must be at most 1, not 1.5."
     assert bad("seed=5000000000") == "recipe key 'seed' must be at most 16777216, not 5000000000."
     assert bad("neutral.use=perhaps") == "recipe key 'neutral.use' must be bool, not 'perhaps'."
     assert (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,10 @@ from personalize.data import (
     PersonData,
     Samples,
     StepBatches,
-    balanced_requests,
     base_domain,
     frame_samples,
     generate,
     join,
-    needs,
     write_base_domain,
 )
 from personalize.faces import Face, Observation, Tracker
@@ -31,55 +28,6 @@ from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 
 K = len(AUS)
-
-
-# Requests
-
-
-def test_requests_are_balanced() -> None:
-    requests = balanced_requests(4000, 0)
-    asked = Counter(a for r in requests for a in r.aus)
-    assert set(asked) == set(AUS)
-    # No AU is rarer than a third of the usual, none more than three times as frequent.
-    usual = float(np.median(list(asked.values())))
-    assert min(asked.values()) > usual / 3 and max(asked.values()) < 3 * usual
-    assert sum(not r.aus for r in requests) == len(requests) // 8
-    alone = Counter(next(iter(r.aus)) for r in requests if len(r.aus) == 1)
-    assert set(alone) == set(AUS)
-    levels = np.array([v for r in requests for v in r.aus.values()])
-    assert levels.min() >= 0.3 and levels.max() <= 5
-    share = np.histogram(levels, [0.3, 1, 2, 3, 4, 5])[0] / len(levels)
-    assert share.min() > 0.08, "all intensities occur"
-    assert all(r.pose is None for r in requests)
-
-
-@pytest.mark.parametrize(("one", "without"), [(6, 12), (12, 6), (17, 15), (15, 17), (25, 26), (4, 7)])
-def test_what_goes_together_is_asked_for_apart(one: int, without: int) -> None:
-    requests = balanced_requests(400, 3)
-    assert sum(one in r.aus and without not in r.aus for r in requests) >= 8
-
-
-def test_requests_are_drawn_by_seed() -> None:
-    assert balanced_requests(100, 5) == balanced_requests(100, 5)
-    assert balanced_requests(100, 5) != balanced_requests(100, 6)
-    assert balanced_requests(60, 5) == balanced_requests(100, 5)[:60]
-
-
-def test_weak_aus_are_asked_for_more() -> None:
-    weak = np.zeros(K)
-    weak[AUS.index(9)] = 2.0
-    asked, usual = (Counter(a for r in balanced_requests(2000, 1, w) for a in r.aus) for w in (weak, None))
-    assert asked[9] > 1.7 * usual[9]
-    assert set(asked) == set(AUS), "none is forgotten"
-
-
-def test_what_the_clip_lacks_and_the_base_is_weak_in_is_needed() -> None:
-    intensity = np.zeros((40, K), np.float32)
-    intensity[:4, AUS.index(12)] = 1.5
-    intensity[:1, AUS.index(4)] = 3
-    needed = needs(Identity("", [], intensity, None, (1, 1)), np.full(K, 0.4))
-    assert needed[[AUS.index(a) for a in (12, 4, 9)]] == pytest.approx([0.8, 1.3, 1.8])
-    assert needs(Identity("", [], intensity, None, (1, 1)), np.full(K, np.nan))[AUS.index(12)] == pytest.approx(1.2)
 
 
 # Which samples a step sees

@@ -26,11 +26,10 @@ from personalize import composite, generate, geometry
 from personalize import drive as drive_module
 from personalize.aus import AUS, COLUMNS
 from personalize.config import load_recipe
-from personalize.data import balanced_requests
 from personalize.drive import DEAD, Driver, drive, faded, read_driver, smoothed
 from personalize.errors import ConfigError, InputError
 from personalize.faces import Observation
-from personalize.generate import SHEET_FACES, TURN, Sheet, parse_aus, parse_pose, sheet_cells, spread_poses
+from personalize.generate import SHEET_FACES, Sheet, parse_aus, parse_pose, sheet_cells
 from personalize.generators import Generator, Request, Sample, ask
 from personalize.identity import Identity
 from personalize.labels import read_labels
@@ -74,50 +73,12 @@ def test_pose_with_a_roll_is_what_a_reading_has() -> None:
     assert abs(math.degrees(pitch) + 5) > 5, "not what the upright picture shows"
 
 
-def poses(angles: list[tuple[float, ...]]) -> Identity:
-    """An identity of which nothing but the head poses is known."""
-    found = [seen(np.zeros((1, 1, 3), np.uint8), a) for a in angles]
-    return Identity("p", found, np.zeros((len(found), len(AUS))), None, (1, 1))
-
-
 def seen(view: np.ndarray, pose: tuple[float, float, float] = (0.0, 0.0, 0.0), frame: int = 0) -> Observation:
     points = np.random.default_rng(1).uniform(10, 50, (478, 3)).astype(np.float32)
     to_frame = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     return Observation(
         *(frame, 0.0, 0, view, points, np.array(pose), to_frame, points, np.zeros(4), 1.0, 1.0), view=view, view_to_frame=to_frame
     )
-
-
-def test_balanced_grid_breaks_what_occurs_together() -> None:
-    requests = balanced_requests(4000, 1)
-    value = np.array([[r.aus.get(au, 0.0) for au in AUS] for r in requests])
-
-    def share(au: int, other: int) -> float:
-        return float((value[value[:, AUS.index(au)] >= 1, AUS.index(other)] >= 1).mean())
-
-    for au, other in ((6, 12), (12, 6), (17, 15), (15, 17)):
-        assert share(au, other) < 0.35, f"AU{other} comes with AU{au}"
-        assert share(au, other) > 0.02, f"AU{other} never comes with AU{au}"
-    counts = (value >= 1).sum(0)
-    assert counts.min() > 60 and counts.max() < 8 * counts.min()
-    for k in range(len(AUS)):  # each AU at all intensities
-        assert (np.histogram(value[value[:, k] > 0, k], [0, 1.5, 3, 5])[0] > 15).all()
-    assert (value.max(1) == 0).mean() == pytest.approx(1 / 8, abs=0.01)
-
-
-def test_balanced_poses_do_not_depend_on_aus_and_stay_near_the_clips() -> None:
-    rng = np.random.default_rng(0)
-    shown = rng.normal(0, (0.1, 0.3), (300, 2)).tolist()
-    requests = spread_poses(balanced_requests(2000, 1), poses([tuple(geometry.tilted(a, b)) for a, b in shown]), 1)
-    angles = np.array([r.pose for r in requests])
-    away = np.abs(angles[:, None, :2] - np.array(shown)[None]).max(2).min(1)
-    assert away.max() <= TURN + 1e-9
-    value = np.array([[r.aus.get(au, 0.0) for au in AUS] for r in requests])
-    together = np.corrcoef(np.hstack([angles[:, :2], value]).T)[:2, 2:]
-    assert np.abs(together).max() < 0.1
-    even = np.histogram(angles[:, 1], 6)[0]
-    assert even.min() > 0.4 * even.max()  # a clip that looks ahead most of the time does not make a set that does
-    assert [r.aus for r in requests] == [r.aus for r in balanced_requests(2000, 1)]
 
 
 def test_sheet_shows_every_au_at_every_intensity_and_the_poses() -> None:

@@ -17,11 +17,12 @@ from scipy import linalg
 
 from personalize import geometry, judge, likeness
 from personalize.aus import AUS, COLUMNS
-from personalize.data import balanced_requests, needs
+from personalize.config import load_recipe
 from personalize.faces import Face, Observation
 from personalize.generators import Generator, Request, Sample
 from personalize.identity import Identity
 from personalize.labels import Extent, read_labels
+from personalize.requests import balanced, needs, of_round
 from personalize.weights import load_base
 
 K = len(AUS)
@@ -321,8 +322,8 @@ def test_judging_writes_figures_and_pictures(
     assert found["verifier"]["independent"] is False
     assert "warning: mesh_warp learned from what base-s reads in the clip, and base-s judges it: name another --verifier" in said.err
     # made as fit and generate make them: of what the clip lacks and the base is weak in, begun anew, at the generator's size
-    weak = needs(painter.identity, load_base("base-s").reliability())
-    assert painter.asked == balanced_requests(24, 0, weak) != balanced_requests(24, 0)
+    need = needs(painter.identity, load_base("base-s").reliability())
+    assert painter.asked == of_round(painter.identity, need, load_recipe("default", settings, "fit"), 0) != balanced(24, 0)
     assert {o.view.shape for o in painter.identity.observations if o.view is not None} == {(192, 192, 3)}
 
 

@@ -456,6 +456,11 @@ def test_one_branch_alone_reads_as_the_network_without_the_other(face_clip: Clip
             np.testing.assert_allclose(read.expected, plain.numpy(), atol=1e-4)
             assert read.own is not None
             np.testing.assert_allclose(read.own, told.numpy(), atol=1e-4)
+            # The spread, from the chance of each intensity rather than of at least each.
+            at_least = net.answer(look, batch["landmarks"], has_landmarks, None, None, has_crop)["logits"].sigmoid().double().numpy()
+            chance = -np.diff(np.concatenate([np.ones_like(at_least[..., :1]), at_least, np.zeros_like(at_least[..., :1])], -1))
+            values, mean = np.arange(6), (chance * np.arange(6)).sum(-1, keepdims=True)
+            np.testing.assert_allclose(read.spread, np.sqrt((chance * (values - mean) ** 2).sum(-1)), atol=1e-3)
     assert np.abs(read.expected - Reader(base).read(seen, "crop").expected).max() > 0.01
 
 

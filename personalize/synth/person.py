@@ -795,7 +795,9 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
         dull = np.maximum(dull, mask * matt)
 
     strands = 0.75 + 0.25 * _smooth_noise(rng, 0.8)
-    paint(_brows(rng) * np.clip(strands, 0.2, 1.0), hair * 0.9 + 0.004)
+    # Brows are seen on the fair, the grey and the bald too: never as light as the skin, or no tracker could follow them.
+    brow = np.minimum(hair * 0.9, float(rng.uniform(0.25, 0.6)) * skin) + 0.004
+    paint(_brows(rng) * np.clip(strands, 0.2, 1.0), brow)
     if style.beard > 0.15:
         region = np.clip((g["y"] - (62 + 14 * np.exp(-((g["x"] / 9) ** 2)))) / 6, 0, 1) * np.clip((1.5 - np.abs(g["angle"])) / 0.1, 0, 1)
         region = region * np.clip((122 - g["y"] + 6 * np.abs(g["angle"])) / 10, 0, 1)
@@ -830,7 +832,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
     """Mask of the eyebrows: two arcs of random height, length, thickness and density."""
     height, arch, tilt = rng.normal(-17.4, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
     inner, outer = rng.normal(12, 1.8), rng.normal(49, 2.5)
-    thick, density = float(np.clip(rng.normal(4.2, 1.2), 1.6, 7.5)), float(rng.uniform(0.45, 1.0))
+    thick, density = float(np.clip(rng.normal(5.2, 1.3), 2.4, 8.5)), float(rng.uniform(0.65, 1.0))
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
     for sign in (1, -1):
         t = np.linspace(0, 1, 14)
