@@ -429,16 +429,17 @@ def test_the_ceiling_renders_the_very_person(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_several_runs_as_one(tmp_path: Path) -> None:
-    """benchmarks/bench_together.py, by its command: people of all runs count alike, undefined ones nowhere; nobody counts twice."""
+    """benchmarks/bench_together.py, by its command: people of all runs count alike, undefined ones nowhere; nobody counts twice. Runs of
+    the same people are set side by side."""
 
     metrics = ("icc", "mae", "f1", "auc")
 
-    def run(seed: int, scores: dict[str, list[float | None]]) -> Path:
+    def run(seed: int, scores: dict[str, list[float | None]], own: str = "mine") -> Path:
         names = [f"person{1000 * seed + i:04d}" for i in range(len(scores["base"]))]
         people = {m: {"people": {n: dict.fromkeys(metrics, v) for n, v in zip(names, x, strict=True)}} for m, x in scores.items()}
-        found = {method: {"AU06": each, "mean": each} for method, each in people.items()}
-        about = {"seed": seed, "personalised": "mine", "methods": list(scores), "people": dict.fromkeys(names)}
-        path = tmp_path / f"{seed}.json"
+        found = {method: {"AU06": each, "AU17": each, "mean": each} for method, each in people.items()}
+        about = {"seed": seed, "personalised": own, "methods": list(scores), "people": dict.fromkeys(names)}
+        path = tmp_path / f"{own}{seed}.json"
         path.write_text(json.dumps({**about, "scores": found}))
         return path
 
@@ -453,7 +454,15 @@ def test_several_runs_as_one(tmp_path: Path) -> None:
     )
     low, high = bootstrap([0.1, 0.3, 0.0, 0.2]).low, bootstrap([0.1, 0.3, 0.0, 0.2]).high
     assert f"mine minus base, icc: +0.150 [{low:+.3f}, {high:+.3f}], 4 people" in lines and "only_here" not in done.stdout
-    assert lines[-1] == f"AU06, ICC gained on the base: +0.150 [{low:+.3f}, {high:+.3f}], 4 people"
-    done = subprocess.run([*script, str(runs[0]), str(runs[0])], capture_output=True, text=True, timeout=120)
+    assert lines[-2] == f"AU06, ICC gained on the base: +0.150 [{low:+.3f}, {high:+.3f}], 4 people"
+    other = run(0, {"base": [0.1], "theirs": [0.7]}, "theirs")
+    done = subprocess.run([*script, str(runs[0]), str(other)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines[:4]] == ["0.100", "0.000", "0.200", "0.700"], (
+        "base, only_here, mine, theirs: of the one person"
+    )
+    assert "mine minus theirs, AU17, icc: -0.500 [+nan, +nan], 1 people" in lines
+    done = subprocess.run([*script, *map(str, runs), str(other)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr == "two of the runs have the same seed, so the same people: run bench with another --seed.\n"
+    assert done.stderr == "some of the runs have the same seed, so the same people, others not: give either the ones or the others.\n"
