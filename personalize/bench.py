@@ -118,11 +118,11 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
     if not generators:
         raise ConfigError("--generators needs at least one name, as in --generators mesh_warp.")
     quick = _QUICK if args.quick else []
-    recipes = {
-        # The generator without pictures is always in the comparison, and last, so that the first named one stands for 'personalised'.
-        name: load_recipe(args.recipe, ["tracking.wandb='off'", *quick, *args.overrides, f"generator.name={name}"], "fit")
-        for name in dict.fromkeys([*generators, NO_GENERATOR])
-    }
+    asked = ["tracking.wandb='off'", *quick, *args.overrides]
+    recipes = {name: load_recipe(args.recipe, [*asked, f"generator.name={name}"], "fit") for name in generators}
+    if NO_GENERATOR not in recipes:
+        # Always in the comparison, and last, so that the first named one stands for 'personalised'; options are the others'.
+        recipes[NO_GENERATOR] = load_recipe(args.recipe, [*asked, f"generator.name={NO_GENERATOR}", "generator.options=null"], "fit")
     one_device(next(iter(recipes.values())), "bench")
     people, seconds = (min(args.people, 3), 8.0) if args.quick else (args.people, 20.0)
     first = 1000 * args.seed

@@ -385,6 +385,18 @@ def test_quick_for_real(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert os.environ.get("OMP_NUM_THREADS") == threads and "Bars" in capsys.readouterr().out
 
 
+def test_options_are_the_named_generators(tmp_path: Path) -> None:
+    from personalize import bench
+
+    args = SimpleNamespace(seed=0, quick=True, people=1, recipe="default", overrides=["generator.options.size=96"], generators="mesh_warp")
+    recipes = bench.plan(args, tmp_path)[0].recipes
+    assert list(recipes) == ["mesh_warp", "replay_only"]
+    assert recipes["mesh_warp"]["generator"]["options"]["size"] == 96 and recipes["replay_only"]["generator"]["options"] == {}
+    args.generators = "mesh_warp,replay_only"
+    with pytest.raises(ConfigError, match=r"^unknown replay_only option 'size'\."):
+        bench.plan(args, tmp_path)
+
+
 def test_readings_of_an_edited_plugin_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from personalize import bench
 
