@@ -213,6 +213,43 @@ def test_critic_shapes(size: int) -> None:
         _gan.Critic(22, 48)
 
 
+SMALL_LAYERS = [
+    (lambda: _gan.Conv2d(3, 4, 4, 2, 1, bias=False), lambda x, w, b: functional.conv2d(x, w, b, 2, 1)),
+    (lambda: _gan.Conv2d(3, 4, 3, padding=1), lambda x, w, b: functional.conv2d(x, w, b, 1, 1)),
+    (
+        lambda: _gan.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        lambda x, w, b: functional.conv2d(functional.pad(x, (1, 1, 1, 1), "reflect"), w, b),
+    ),
+    (lambda: _gan.ConvTranspose2d(3, 4, 4, 2, 1), lambda x, w, b: functional.conv_transpose2d(x, w, b, 2, 1)),
+    (
+        lambda: _gan.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1, bias=False),
+        lambda x, w, b: functional.conv_transpose2d(x, w, b, 2, 1, 1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "plain"), SMALL_LAYERS)
+@pytest.mark.parametrize("side", [(4, 6), (16, 20)])
+def test_convolutions_are_torchs_and_small_ones_matrix_products(
+    make: Callable[[], Any], plain: Callable[..., Tensor], side: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, gradients and their gradients, which the penalty of GANimation takes; side by side on two pictures."""
+    torch.manual_seed(0)
+    layer = make().double()
+    products = []
+    for name in ("fold", "unfold"):
+        as_was = getattr(functional, name)
+        monkeypatch.setattr(functional, name, lambda *a, as_was=as_was, **k: products.append(1) or as_was(*a, **k))
+    x = torch.randn(2, 3, *side, dtype=torch.float64, requires_grad=True)
+    found = []
+    for y in (layer(x), plain(x, layer.weight, layer.bias)):
+        slopes = torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()], create_graph=True)
+        found.append((y, *slopes, *torch.autograd.grad(slopes[0].square().sum(), [x, layer.weight])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(products) == (side == (4, 6))
+
+
 # --- losses ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +350,8 @@ def test_ganimation_losses() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     net: Any = Shift()
     expected = 4000 * 0.5**2 - 3.0 + 0.1 * 2 * 0.25 + 10 * 1.25
-    assert ganimation.generator_loss(net, critic, real, aus, wanted).item() == pytest.approx(expected, rel=1e-5)
+    loss = ganimation.generator_loss(net, critic, net(real, wanted), real, aus, wanted)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- maps --------------------------------------------------------------------------------------------------------------------------
@@ -408,6 +446,96 @@ def test_a_step_is_adams_and_the_resting_network_gets_no_gradient() -> None:
     assert all(p.grad is None and p.requires_grad for p in judge.parameters())
 
 
+def slopes(loss: Tensor, net: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad]))
+
+
+def test_one_batch_gives_the_discriminators_gradients_of_two() -> None:
+    """Real and made pictures do not mix, and nothing of the loss goes into what was made."""
+    torch.manual_seed(0)
+    given, real, made, aus = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 64), torch.rand(1, 22)
+    made.requires_grad_(True)
+    pairs = [torch.cat([given, real], 1), torch.cat([given, made.detach()], 1)]
+    flat = _gan.PatchGAN(6, 4)
+    right, wrong = (flat(x)[-1] for x in pairs)
+    apart = functional.softplus(-right).mean() + functional.softplus(wrong).mean()
+    many = _gan.MultiscalePatchGAN(6, 4)
+    squares = sum((found[-1] - y).square().mean() for x, y in ((pairs[0], 1), (pairs[1], 0)) for found in many(x))
+    critic = _gan.Critic(22, 64, 4)
+    share = torch.rand(1)
+    penalty = _gan.gradient_penalty(lambda x: critic(x)[0], real, made, share)
+    scores = critic(made.detach())[0].mean() - critic(real)[0].mean() + 10 * penalty
+    for net, loss, wanted in (
+        (flat, pix2pix.discriminator_loss(flat, given, real, made), 0.5 * apart),
+        (many, pix2pixhd.discriminator_loss(many, given, real, made), 0.5 * squares),
+        (critic, ganimation.critic_loss(critic, real, made, aus, share), scores + 4000 * functional.mse_loss(critic(real)[1], aus)),
+    ):
+        assert torch.autograd.grad(loss, made, retain_graph=True, allow_unused=True) == (None,)
+        for a, b in zip(slopes(loss, net), slopes(wanted, net), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_ganimation_learns_from_what_it_made_for_the_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five steps of the critic and one of the generator take six passes, and the generator's gradient is that of a pass of its own."""
+    generator, some = registry.create("generators", "ganimation", TINY["ganimation"]), frames(4)[1]
+    passes, checked = [], []
+    forward, step = _gan.MaskedGenerator.forward, ganimation.generator_loss
+
+    def loss(net: Any, critic: Any, there: Any, real: Tensor, aus: Tensor, wanted: Tensor, *weights: float) -> Tensor:
+        found = step(net, critic, there, real, aus, wanted, *weights)
+        again = step(net, critic, forward(net.net, real, wanted), real, aus, wanted, *weights)
+        parameters = list(net.net.parameters())
+        for a, b in zip(torch.autograd.grad(found, parameters, retain_graph=True), torch.autograd.grad(again, parameters), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+        checked.append(found.item())
+        passes.pop()  # of the way back in what it is compared with
+        return found
+
+    monkeypatch.setattr(_gan.MaskedGenerator, "forward", lambda self, *x: passes.append(torch.is_grad_enabled()) or forward(self, *x))
+    monkeypatch.setattr(ganimation, "generator_loss", loss)
+    with pix2pix.seeded(0):
+        generator._fit(some, np.random.default_rng(0))
+    assert passes == [False] * 4 + [True] * 2 and len(checked) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers run in it and nothing else: losses, weights and gradients are float32, the net after three steps is almost the same,
+    the same again with the same seed, and pictures are drawn in float32."""
+    some, nets, kinds, losses = frames(4)[1], [], [], []
+    module = {"pix2pixhd": pix2pixhd, "ganimation": ganimation}.get(name, pix2pix)
+    descend = pix2pix.descend
+
+    def watched(optimizer: Any, loss: Tensor) -> None:
+        descend(optimizer, loss)
+        losses.append((loss.dtype, {p.grad.dtype for p in optimizer.param_groups[0]["params"] if p.grad is not None}))
+
+    monkeypatch.setattr(module, "descend", watched)
+    layers = (_gan.Conv2d, _gan.ConvTranspose2d)
+    with torch.nn.modules.module.register_module_forward_hook(  # type: ignore[no-untyped-call]
+        lambda layer, _, made: kinds[-1].add(made.dtype) if isinstance(layer, layers) else None
+    ):
+        for bfloat16 in (False, True, True):
+            generator = registry.create("generators", name, {**TINY[name], "lr": 1e-5, "bfloat16": bfloat16})
+            kinds.append(set())
+            with pix2pix.seeded(0):
+                generator._fit(some, np.random.default_rng(0))
+            nets.append(generator._net)
+        x = torch.rand(1, 3 + len(AUS) * (name == "pix2pix_au"), 64, 64)
+        given = (x, torch.rand(1, len(AUS))) if name == "ganimation" else (x,)
+        kinds.append(set())
+        pictures = []
+        for net in nets[:2]:
+            with pix2pix.seeded(0), torch.no_grad():
+                pictures.append(net(*given)[0])
+    assert kinds == [{torch.float32}, {torch.bfloat16}, {torch.bfloat16}, {torch.float32}]
+    assert losses and all(loss == torch.float32 and grads == {torch.float32} for loss, grads in losses)
+    assert all(p.dtype == torch.float32 for net in nets for p in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(nets[1].parameters(), nets[2].parameters(), strict=True))
+    whole, half = pictures
+    assert not torch.equal(whole, half) and (whole - half).abs().mean() < 0.02 * whole.abs().mean()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "share"),
     [("pix2pix", {"steps": 40, "ngf": 8, "lr": 2e-3}, 0.5), ("pix2pixhd", {"steps": 80, "ngf": 4, "blocks": 1, "lr": 2e-3}, 0.7)],
@@ -441,7 +569,7 @@ def test_ganimation_learns_two_frames() -> None:
         theirs.zero_grad()
         loss.backward()
         theirs.step()
-        loss = ganimation.generator_loss(net, critic, real, aus, aus.flip(0))
+        loss = ganimation.generator_loss(net, critic, net(real, aus.flip(0)), real, aus, aus.flip(0))
         ours.zero_grad()
         loss.backward()
         ours.step()
@@ -557,7 +685,7 @@ def test_too_few_frames(name: str) -> None:
         (
             "pix2pix",
             {"ngff": 3},
-            "unknown pix2pix option 'ngff'. Did you mean 'ngf'? There is: l1_weight, lr, max_yaw_change, ngf, size, steps.",
+            "unknown pix2pix option 'ngff'. Did you mean 'ngf'? There is: bfloat16, l1_weight, lr, max_yaw_change, ngf, size, steps.",
         ),
         ("pix2pix", {"max_yaw_change": 60.0}, "generator option max_yaw_change must lie in 0-45 degrees, got 60"),
         ("pix2pixhd", {"steps": 1}, "generator option steps must be at least 2, got 1"),

@@ -35,22 +35,24 @@ class GANimationModule(L.LightningModule):
         self.automatic_optimization = False
         self.net, self.critic = given.networks()
         self.weights, self.lr = (given.au_weight, given.cycle_weight, given.attention_weight), lr
-        self.critic_steps = 0
+        self.bfloat16, self.critic_steps = given.bfloat16, 0
 
     def training_step(self, batch: list[Tensor], _: int) -> None:
         real, aus = to_tensor(batch[0]), batch[1]
         wanted = (aus.roll(1, 0) + NOISE * (2 * torch.rand_like(aus) - 1)).clamp(0, 1)
         ours, theirs = self.optimizers()  # type: ignore[misc]
-        with torch.no_grad():
-            made = self.net(real, wanted)[0]
-        theirs.zero_grad()
-        self.manual_backward(critic_loss(self.critic, real, made, aus, torch.rand(len(real), device=self.device), self.weights[0]))
-        theirs.step()
+        draw, look = _gan.Mixed(self.net, self.bfloat16), _gan.Mixed(self.critic, self.bfloat16)
         self.critic_steps += 1
-        if self.critic_steps % CRITIC_STEPS == 0:
+        turn = self.critic_steps % CRITIC_STEPS == 0
+        with torch.set_grad_enabled(turn):
+            there = draw(real, wanted)
+        theirs.zero_grad()
+        self.manual_backward(critic_loss(look, real, there[0], aus, torch.rand(len(real), device=self.device), self.weights[0]))
+        theirs.step()
+        if turn:
             with at_rest(self.critic):
                 ours.zero_grad()
-                self.manual_backward(generator_loss(self.net, self.critic, real, aus, wanted, *self.weights))
+                self.manual_backward(generator_loss(draw, look, there, real, aus, wanted, *self.weights))
                 ours.step()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

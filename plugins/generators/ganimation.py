@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from personalize_plugins.generators.pix2pix import ClipGAN, Frames, adams, at_re
 
 CRITIC_STEPS = 5
 """Steps of the critic for one of the generator (Pumarola et al., 2018, implementation details)."""
+Generator = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Critic = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The networks, as they are trained."""
 NOISE = 0.1
 """Wanted AUs are those of another frame plus up to this much either way, on 0..1 (the authors' own code)."""
 
@@ -47,6 +51,7 @@ class GANimation(ClipGAN):
         au_weight: of the AU regression. cycle_weight: of the way back to the input. attention_weight: of the mask's norm and smoothness.
         weights: what ``personalize generator fit --recipe ganimation`` wrote, to start from; size, ngf and blocks must be those of it.
         max_pose_error: degrees by which a frame's pitch and yaw may differ from the pose asked for; requests further off are refused.
+        bfloat16: train the networks in bfloat16, faster on processors that know it (AVX512-BF16, AMX; GPUs) and slower on others.
     """
 
     name = "ganimation"
@@ -64,6 +69,7 @@ class GANimation(ClipGAN):
         attention_weight: float = 0.1,
         max_pose_error: float = 5.0,
         weights: str = "",
+        bfloat16: bool = False,
     ) -> None:
         if not 0 <= max_pose_error <= 45:
             raise ConfigError(f"generator option max_pose_error must lie in 0-45 degrees, got {max_pose_error:g}")
@@ -72,7 +78,7 @@ class GANimation(ClipGAN):
         if steps < CRITIC_STEPS and not (weights and steps == 0):
             raise ConfigError(f"generator option steps must be at least {CRITIC_STEPS}, got {steps}: the generator learns in every fifth")
         self.steps, self.batch_size, self.lr, self.ngf, self.blocks = steps, batch_size, lr, ngf, blocks
-        self.au_weight, self.cycle_weight, self.attention_weight = au_weight, cycle_weight, attention_weight
+        self.au_weight, self.cycle_weight, self.attention_weight, self.bfloat16 = au_weight, cycle_weight, attention_weight, bfloat16
         self.network = {"size": self.size, "ngf": ngf, "blocks": blocks}
         self.weights = Path(weights) if weights else None
         if self.weights is not None:
@@ -119,19 +125,21 @@ class GANimation(ClipGAN):
         place = device()
         net, critic = (network.to(place) for network in self.networks())
         ours, theirs = adams(self.lr, net, critic)
+        draw, look = _gan.Mixed(net, self.bfloat16), _gan.Mixed(critic, self.bfloat16)
         for step in ui.progress(range(self.steps), self.steps, f"Training {self.name}"):
             index = rng.integers(0, len(frames.images), (2, self.batch_size))
             real, aus = to_tensor(frames.images[index[0]]).to(place), torch.from_numpy(frames.aus[index[0]]).to(place)
             noise = rng.uniform(-NOISE, NOISE, (self.batch_size, len(AUS)))
             wanted = torch.from_numpy(np.clip(frames.aus[index[1]] + noise, 0, 1).astype(np.float32)).to(place)
             share = torch.from_numpy(rng.uniform(0, 1, self.batch_size).astype(np.float32)).to(place)
-            with torch.no_grad():
-                made = net(real, wanted)[0]
-            descend(theirs, critic_loss(critic, real, made, aus, share, self.au_weight))
-            if (step + 1) % CRITIC_STEPS == 0:
+            turn = (step + 1) % CRITIC_STEPS == 0  # the generator's: what it made for the critic is what it learns from
+            with torch.set_grad_enabled(turn):
+                there = draw(real, wanted)
+            descend(theirs, critic_loss(look, real, there[0], aus, share, self.au_weight))
+            if turn:
                 with at_rest(critic):
-                    lost = generator_loss(net, critic, real, aus, wanted, self.au_weight, self.cycle_weight, self.attention_weight)
-                    descend(ours, lost)
+                    weights = self.au_weight, self.cycle_weight, self.attention_weight
+                    descend(ours, generator_loss(draw, look, there, real, aus, wanted, *weights))
         self._net = net.requires_grad_(False)
 
     def _moved(self, source: _Source, strength: np.ndarray, jaw: float, part: float, turn: tuple[float, float]) -> np.ndarray:
@@ -156,22 +164,23 @@ class GANimation(ClipGAN):
 
 
 def critic_loss(
-    critic: _gan.Critic, real: Tensor, made: Tensor, aus: Tensor, share: Tensor, au_weight: float = 4000.0, penalty_weight: float = 10.0
+    critic: Critic, real: Tensor, made: Tensor, aus: Tensor, share: Tensor, au_weight: float = 4000.0, penalty_weight: float = 10.0
 ) -> Tensor:
     """Image adversarial and conditional expression loss of Pumarola et al. (2018), section 4.2, for the critic, to be made small.
 
     ``E[D(made)] - E[D(real)] + penalty_weight * penalty + au_weight * (mean squared error of the AUs read in the real pictures)``.
     real, made: (B, 3, S, S); aus: (B, K) 0..1; share: (B,) 0..1, see :func:`_gan.gradient_penalty`.
     """
-    score, read = critic(real)
-    distance = critic(made.detach())[0].mean() - score.mean()
+    (score, other), (read, _) = (found.chunk(2) for found in critic(torch.cat([real, made.detach()])))
+    distance = other.mean() - score.mean()
     penalty = _gan.gradient_penalty(lambda x: critic(x)[0], real, made, share)
     return distance + penalty_weight * penalty + au_weight * functional.mse_loss(read, aus)
 
 
 def generator_loss(
-    net: _gan.MaskedGenerator,
-    critic: _gan.Critic,
+    net: Generator,
+    critic: Critic,
+    there: tuple[Tensor, Tensor, Tensor],
     real: Tensor,
     aus: Tensor,
     wanted: Tensor,
@@ -182,10 +191,11 @@ def generator_loss(
     """The full loss of Pumarola et al. (2018), section 4.2, for the generator: there with the wanted AUs and back with the true ones.
 
     ``-E[D(made)] + au_weight * AU error of made + attention_weight * (masks there and back) + cycle_weight * |back - real|``.
+    there: what ``net`` gives for real and wanted, with its gradient.
     """
-    made, _, there = net(real, wanted)
+    made, _, mask = there
     back, _, again = net(made, aus)
     score, read = critic(made)
-    masks = _gan.attention_loss(there) + _gan.attention_loss(again)
+    masks = _gan.attention_loss(mask) + _gan.attention_loss(again)
     loss = au_weight * functional.mse_loss(read, wanted) - score.mean()
     return loss + attention_weight * masks + cycle_weight * functional.l1_loss(back, real)
