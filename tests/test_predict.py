@@ -246,7 +246,7 @@ def test_one_face_only_keeps_a_row_a_frame() -> None:
     for frame, faces in enumerate([[0, 1], [1], [], [1, 0]]):
         seen = [observation(frame, f) for f in faces]
         nothing = np.zeros((len(seen), len(AUS)), np.float32)
-        reading = Reading(nothing, None, np.full(len(seen), 0.5, np.float32), nothing)
+        reading = Reading(nothing, None, np.full(len(seen), 0.5, np.float32), nothing, nothing)
         table.add(Frame(frame, frame / 25, np.zeros((1, 1, 3), np.uint8)), seen, reading)
     assert {r[1][3] for r in table.rows} == {0.0, 0.25}, "confidence is the tracker's, times quality, times certainty"
     table.keep(0)
@@ -266,7 +266,7 @@ def test_another_day_is_taken_out_of_the_profiles_person_alone() -> None:
     expected = rng.uniform(0, 3, (101, 2, k)).astype(np.float32)
     for i in range(101):
         seen, own = [observation(i, 0), observation(i, 1)], expected[i] + 0.8
-        reading = Reading(base.report(expected[i]), reader.personal(own), np.ones(2, np.float32), expected[i], own)
+        reading = Reading(base.report(expected[i]), reader.personal(own), np.ones(2, np.float32), expected[i], 0 * expected[i], own)
         table.add(Frame(i, i / 10, np.zeros((1, 1, 3), np.uint8)), seen, reading)
     before = list(table.rows)
     table.settle(reader, 1)

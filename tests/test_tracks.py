@@ -414,7 +414,7 @@ def test_one_rendered_person_stays_one_and_another_is_another(world: Any) -> Non
     aus = course([said.get(au, [0] * len(keys)) for au in AUS])
     pose, extra = course(turns), np.zeros((len(aus), len(controls()[0])), np.float32)
     images = []
-    for index, n in ((1, len(aus)), (3, 10)):
+    for index, n in ((1, len(aus)), (7, 10)):
         scene = Scene.sample(np.random.default_rng(0))
         images += [
             i
