@@ -71,8 +71,10 @@ _AT_LEAST = {
     "model.hidden": 1,
     "model.said": 1,
 }
-_AT_MOST = {"seed": 2**24, "generator.turned": 1}
-"""Seeds of rounds and pictures are made of the run's."""
+_AT_MOST = {
+    "seed": 2**24,  # seeds of rounds and pictures are made of it
+    "generator.turned": 1,
+}
 
 _PRIMITIVES = (int, float, bool, str, bytes)
 REQUIRED: Any = inspect.Parameter.empty

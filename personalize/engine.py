@@ -193,9 +193,10 @@ class Session:
     def generate(self, generator: Generator, tracker: Tracker, number: int, seen_by: dict[str, Any], media: Media) -> bool:
         """Make the samples of a round, what the clip lacks and the base is weak in, then what is still held-out error; or take those that
         an earlier fit made in the same way of the same frames. seen_by: what makes the frames the same. False where there are none."""
-        need = needs(self.identity, self.base.reliability())
-        if self.evidence is not None:
-            need[:] = np.clip(1 - np.nan_to_num(self.evidence.gain, nan=0.0), 0, 2)[:, None]
+        if self.evidence is None:
+            need = needs(self.identity, self.base.reliability())
+        else:
+            need = np.clip(1 - np.nan_to_num(self.evidence.gain), 0, 2)[:, None]
         asked = of_round(self.identity, need, self.recipe, number)
         neutral = [] if self.identity.neutral is None else self.identity.neutral.indices.tolist()
         made_by = {"generator": self.recipe["generator"], "content": generator.content(), "seed": self.recipe["seed"]}

@@ -138,13 +138,15 @@ class Reader:
         batch = {k: v.to(self.device) for k, v in batch_of(observations).items()}
         maps = self.net.maps(batch["crop"])
         said = _read(self.net, self.net.project(maps), batch, branch)
-        expected, certainty = said["intensity"], np.clip(1 - said["expected_error"], 0, 1)
+        expected, spread = said["intensity"].cpu().numpy(), _spread(said).cpu().numpy()
+        certainty = np.clip(1 - said["expected_error"].cpu().numpy(), 0, 1)
         base = self.base.report(expected)
         if self.own is None or self.profile is None:
-            return Reading(base, None, certainty, expected, said["spread"])
+            return Reading(base, None, certainty, expected, spread)
         look = self.own.project(maps if self.shared else self.own.maps(batch["crop"]))
-        own = blend(expected, _read(self.own, look, batch, branch, self.neutral)["intensity"], self.profile.gate, self.profile.trust)
-        return Reading(base, self.personal(own), certainty, expected, said["spread"], own)
+        personal = _read(self.own, look, batch, branch, self.neutral)["intensity"].cpu().numpy()
+        own = blend(expected, personal, self.profile.gate, self.profile.trust)
+        return Reading(base, self.personal(own), certainty, expected, spread, own)
 
     def read_clip(self, observations: Sequence[Observation]) -> Reading:
         """As :meth:`read`, all faces of one person in one clip, in order of time: reported as :meth:`in_clip` does."""
@@ -178,18 +180,19 @@ class Reader:
         return np.asarray(np.clip(lead_of(own, expected) - self.profile.lead - DAY_LEAD, 0, None), np.float32)
 
 
-def _read(
-    net: AUNet, look: Tensor, batch: dict[str, Tensor], branch: str, neutral: dict[str, Tensor] | None = None
-) -> dict[str, np.ndarray]:
+def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], branch: str, neutral: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     if neutral is not None and "landmarks" not in neutral:
         neutral = {**neutral, "landmarks": batch["landmarks"]}
     off = torch.zeros_like(batch["has_landmarks"])
     has_landmarks, has_crop = off if branch == "crop" else batch["has_landmarks"], off if branch == "landmarks" else None
-    said = net.answer(look, batch["landmarks"], has_landmarks, neutral, None, has_crop)
-    at_least = said["logits"].sigmoid()  # of y in 0-5: E[y] is the sum of P(y >= j), E[y^2] that of (2 j - 1) P(y >= j)
+    return net.answer(look, batch["landmarks"], has_landmarks, neutral, None, has_crop)
+
+
+def _spread(said: dict[str, Tensor]) -> Tensor:
+    """(N, K) standard deviation: of y in 0-5, E[y] is the sum of P(y >= j), E[y^2] that of (2 j - 1) P(y >= j)."""
+    at_least = said["logits"].sigmoid()
     squared = (at_least * torch.arange(1, 2 * at_least.shape[-1], 2, device=at_least.device)).sum(-1)
-    said["spread"] = (squared - at_least.sum(-1).square()).clamp_min(0).sqrt()
-    return {key: said[key].cpu().numpy() for key in ("intensity", "expected_error", "spread")}
+    return (squared - said["intensity"].square()).clamp_min(0).sqrt()
 
 
 def blend(base: np.ndarray, personal: np.ndarray, gate: np.ndarray, trust: np.ndarray) -> np.ndarray:

@@ -32,26 +32,25 @@ _HALF = float(np.radians(7.5))
 def balanced(n: int, seed: int, need: np.ndarray | None = None) -> list[Request]:
     """n requests balanced over AUs and intensities: singles, broken and usual combinations, and one in eight at rest.
 
-    need: (K, 4) weights of the cells of AU and intensity, as :func:`needs` gives them; None: all alike.
+    need: (K, 4) weights of the cells of AU and intensity, as :func:`needs` gives them, or (K, 1) of AUs; None: all alike.
     """
     rng = np.random.default_rng([seed, 7101])
-    weight = np.ones((len(AUS), len(LEVELS) - 1)) if need is None else 0.3 + need
-    of_au = weight.mean(1)
-    chance = np.array([of_au[AUS.index(a)] for a in _SINGLES])
-    together = np.array([np.mean([of_au[AUS.index(a)] for a in combination]) for combination in _BROKEN])
+    weight = np.ones((len(AUS), 1)) if need is None else 0.3 + need
+    of_au, of_cell = weight.mean(1), weight * np.diff(LEVELS)
+    chance = _shares([of_au[AUS.index(a)] for a in _SINGLES])
+    together = _shares([np.mean([of_au[AUS.index(a)] for a in combination]) for combination in _BROKEN])
     requests = []
     for i in range(n):
         kind = i % 8
         if kind == 0:
             aus: dict[int, float] = {}
         elif kind < 4:
-            au = int(rng.choice(_SINGLES, p=chance / chance.sum()))
-            cells = weight[AUS.index(au)] * np.diff(LEVELS)
-            cell = rng.choice(len(cells), p=cells / cells.sum())
+            au = int(rng.choice(_SINGLES, p=chance))
+            cell = rng.choice(len(LEVELS) - 1, p=_shares(of_cell[AUS.index(au)]))
             aus = {au: float(rng.uniform(LEVELS[cell], LEVELS[cell + 1]))}
         elif kind < 7:
             level = rng.uniform(1, 4.5)
-            combination = _BROKEN[rng.choice(len(_BROKEN), p=together / together.sum())]
+            combination = _BROKEN[rng.choice(len(_BROKEN), p=together)]
             aus = {a: float(np.clip(level + rng.normal(0, 0.8), 0.5, 5)) for a in combination}
         else:
             chosen = rng.choice(AUS, int(rng.integers(2, 5)), replace=False)
@@ -61,7 +60,7 @@ def balanced(n: int, seed: int, need: np.ndarray | None = None) -> list[Request]
 
 
 def of_round(identity: Identity, need: np.ndarray, recipe: dict[str, Any], number: int) -> list[Request]:
-    """What a round of a fit asks for. need: (K, 4), as of :func:`balanced`. number: of the round, from 0."""
+    """What a round of a fit asks for. need: as of :func:`balanced`. number: of the round, from 0."""
     generator, seed = recipe["generator"], recipe["seed"] * 1000 + number
     return lacking_poses(balanced(generator["samples"], seed, need), identity, generator["turned"], seed)
 
@@ -72,13 +71,14 @@ def needs(identity: Identity, reliability: np.ndarray) -> np.ndarray:
 
     reliability: (K,) 0-1, :meth:`Base.reliability`.
     """
-    shown = np.stack([((identity.intensity >= low) & (identity.intensity < high)).mean(0) for low, high in _cells()], axis=1)
+    cell = np.digitize(identity.intensity, LEVELS[:-1])  # 0: too faint for any
+    shown = np.stack([(cell == number).mean(0) for number in range(1, len(LEVELS))], axis=1)
     weak = 1 - np.clip(np.nan_to_num(reliability), 0, 1)
     return np.asarray(0.2 + (1 - np.clip(shown / ENOUGH, 0, 1)) + (weak + identity.unsure)[:, None])
 
 
-def _cells() -> list[tuple[float, float]]:
-    return [*zip(LEVELS[:-2], LEVELS[1:-1], strict=True), (LEVELS[-2], np.inf)]
+def _shares(weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    return np.asarray(weights) / np.sum(weights)
 
 
 def spread_poses(requests: Sequence[Request], identity: Identity, seed: int) -> list[Request]:
@@ -101,10 +101,10 @@ def lacking_poses(requests: Sequence[Request], identity: Identity, share: float,
     lacking = np.where(apart.min(0) <= _HALF + TURN, 1 - np.clip(held / ENOUGH, 0, 1), 0.0)
     if not lacking.any():
         return list(requests)
-    rng = np.random.default_rng([seed, 7103])
+    rng, chance = np.random.default_rng([seed, 7103]), _shares(lacking)
     out = []
     for request in requests:
-        cell = _POSES[rng.choice(len(_POSES), p=lacking / lacking.sum())]
+        cell = _POSES[rng.choice(len(_POSES), p=chance)]
         wanted = rng.uniform(cell - _HALF, cell + _HALF)
         out.append(_turned(request, wanted, shown) if rng.random() < share else request)
     return out

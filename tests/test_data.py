@@ -1,4 +1,4 @@
-"""What is asked of generators, what becomes of the answers, and which samples a step and rank see."""
+"""What becomes of the answers of generators, and which samples a step and rank see."""
 
 from __future__ import annotations
 
