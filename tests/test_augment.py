@@ -101,3 +101,36 @@ def test_augmented_crops_keep_their_range_and_some_are_grey() -> None:
     # Noise is drawn for each channel, and boxes may be coloured: grey ones have channels of nearly one mean.
     apart = (out.mean((2, 3)).amax(1) - out.mean((2, 3)).amin(1)) < 0.4
     assert 0.2 < float(apart.float().mean()) < 0.5
+
+
+def test_some_pictures_are_compressed_as_video_files_are() -> None:
+    """They stay near what they were, lose fine detail first, and a seed gives the same ones; the others are untouched."""
+    y, x = np.mgrid[:112, :112].astype(np.float32)
+    smooth = 128 + 60 * np.sin(x / 30) * np.cos(y / 25)
+    fine = smooth + 6 * np.random.default_rng(0).normal(size=(112, 112))
+    crop = torch.from_numpy(np.repeat(np.stack([smooth] * 20 + [fine] * 20)[:, None], 3, 1)).float().clamp(0, 255)
+    torch.manual_seed(1)
+    out = augment.compress(crop, share=0.5)
+    torch.manual_seed(1)
+    assert torch.equal(out, augment.compress(crop, share=0.5))
+    changed = (out != crop).flatten(1).any(1)
+    assert 10 <= int(changed.sum()) <= 30 and 0 < int(changed[20:].sum()) < 20
+    assert float(out.min()) >= 0 and float(out.max()) <= 255
+    error = (out - crop).abs().mean((1, 2, 3))
+    assert 0 < float(error[:20][changed[:20]].max()) < 4
+    assert float(error[20:][changed[20:]].min()) > float(error[:20][changed[:20]].max())
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    detail = torch.nn.functional.conv2d(out[:, :1], laplacian).std((1, 2, 3))
+    assert float(detail[20:][changed[20:]].max()) < 0.9 * float(detail[20:][~changed[20:]].min())
+    assert torch.equal(augment.compress(crop, share=0.0), crop)
+
+
+def test_worse_calls_keep_less_and_each_frame_is_kept_once() -> None:
+    rng = np.random.default_rng(0)
+    clip = [np.clip(rng.normal(128, 25, (112, 112, 3)), 0, 255).astype(np.uint8) for _ in range(6)]
+    errors = []
+    for strength in (0.0, 0.5, 1.0):
+        kept = augment._through_codec(clip, strength)
+        assert len(kept) == 6 and kept[0].shape == (112, 112, 3)
+        errors.append(np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(clip, kept, strict=True)]))
+    assert errors[0] < errors[1] < errors[2]

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import warp as wp
 
 from personalize import geometry
 from personalize.aus import AUS, COLUMNS
@@ -22,6 +23,7 @@ from personalize.synth.person import (
     VARIANTS,
     WRINKLES,
     au_matrix,
+    chart_points,
     controls,
     person_actions,
     person_seed,
@@ -617,6 +619,66 @@ def test_furrows_are_darker_the_less_sky_they_see(world, people):
     open_sky, dark = pictures
     assert (dark <= open_sky + 1e-6).all() and (dark < 0.95 * open_sky).any()
     assert np.median(dark[open_sky > 0] / open_sky[open_sky > 0]) > 0.97
+
+
+@wp.kernel
+def _rays(mesh: wp.uint64, points: wp.array(dtype=wp.vec3), normals: wp.array(dtype=wp.vec3), free: wp.array(dtype=float)):  # type: ignore[no-untyped-def]
+    i = wp.tid()
+    state = wp.rand_init(7, i)
+    for _ in range(128):
+        way = wp.normalize(normals[i] + wp.sample_unit_sphere_surface(state))  # by the cosine to the normal
+        if not wp.mesh_query_ray(mesh, points[i] + 0.4 * normals[i], way, 60.0).result:
+            free[i] = free[i] + 1.0 / 128.0
+
+
+def test_sockets_nostrils_and_folds_are_as_dark_as_rays_to_all_sides_say(world, people):
+    """Skin of one colour under light from everywhere alone, against rays cast from what each pixel shows."""
+    scene = Scene.sample(np.random.default_rng(0))
+    scene.key_colour, scene.fill_colour, scene.above, scene.below = np.zeros(3), np.zeros(3), np.ones(3), np.ones(3)
+    scene.distance, scene.face_share, scene.offset = 900.0, 0.7, np.zeros(2)
+    bald = dataclasses.replace(people[0], albedo=np.full_like(people[0].albedo, 0.5), lashes=(0.6, 0.0), cavity=0.0)
+    still = np.zeros((1, len(controls()[0])), np.float32)
+    shot = next(world.render(bald, _one({12: 5}), still, np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32), [scene]))
+    triangle, faces = shot.buffers.triangle[0].numpy(), topology().faces
+    points = shot.local[0] @ shot.rotation[0].T + shot.translation[0]
+    mesh = wp.Mesh(wp.array(points, dtype=wp.vec3), wp.array(faces.astype(np.int32).ravel(), dtype=int))
+    skin = (triangle >= 0) & (topology().material[np.maximum(triangle, 0)] == 0)
+    inner = np.abs(np.arange(SIZE) - SIZE / 2) < 0.23 * SIZE
+    skin &= (shot.buffers.normals[0].numpy()[..., 2] < -0.3) & inner[:, None] & inner[None]
+    surface = (points[faces[triangle[skin]]] * shot.buffers.weights[0].numpy()[skin][..., None]).sum(1)
+    free = wp.zeros(int(skin.sum()), dtype=float)
+    normals = wp.array(shot.buffers.normals[0].numpy()[skin], dtype=wp.vec3)
+    wp.launch(_rays, dim=len(free), inputs=[mesh.id, wp.array(surface, dtype=wp.vec3), normals, free])
+    drawn, cast = shot.buffers.colour[0, 0].numpy()[skin] / 0.5, free.numpy()
+    assert skin.sum() > 1000 and cast.min() < 0.6 and drawn.min() < 0.7
+    assert np.corrcoef(drawn, cast)[0, 1] > 0.8
+    assert np.abs(drawn.mean() - cast.mean()) < 0.03 and np.median(drawn[cast > 0.98]) > 0.97
+
+
+def test_brows_are_darker_than_skin_and_so_is_where_lips_meet():
+    """On everybody, the fair, the grey and the dark: linear colours, of the face as it is painted."""
+    for index in range(24):
+        person = World.person("validation", index)
+        painted = person.albedo[..., :3].mean(-1)
+
+        def at(x, y, painted=painted):
+            (column, row), *_ = np.round(chart_points(np.array([[x, y]]))).astype(int)
+            return painted[row - 1 : row + 2, column - 1 : column + 2].mean()
+
+        brow = min(at(side * 26, y) for side in (1, -1) for y in range(-25, -11))
+        assert brow < 0.75 * at(36, 30), index
+        assert min(at(0, y) for y in range(70, 76)) < 0.92 * at(0, 80), index
+
+
+def test_make_up_and_lashes_are_each_persons_own(world, people):
+    lines = [World.person("validation", i).lashes for i in range(40)]
+    assert len(set(lines)) == 40 and all(0.12 <= edge <= 0.6 and 0.75 <= cover <= 0.97 for edge, cover in lines)
+    none, much = (
+        _shot(world, dataclasses.replace(people[0], lashes=lashes), _one({})).images[0].astype(int) for lashes in ((0.6, 0.0), (0.12, 0.97))
+    )
+    changed = np.argwhere(np.abs(much - none).max(-1) > 12)
+    assert len(changed) > 20 and (much <= none + 1).all()
+    assert np.ptp(changed[:, 0]) < 0.2 * SIZE  # around the eyes and nowhere else
 
 
 def test_people_rest_differently_and_their_rest_is_no_au(people):

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from ..aus import AUS
 from . import head as heads
-from .render import CHART_ANGLE, CHART_AXIS, CHART_BOTTOM, CHART_TOP, DRAPE, FRAME, TEETH, Topology, chart_of
+from .render import CHART_ANGLE, CHART_AXIS, CHART_BOTTOM, CHART_TOP, DRAPE, FRAME, MOUTH_CAVITY, SKIN, TEETH, Topology, chart_of
 
 TEXTURE = 320
 """Side of the albedo and relief charts in texels."""
@@ -441,8 +441,13 @@ def _lashes(h: heads.Head) -> np.ndarray:
     margin = h.vertices[h.lids > 0.5]  # the inner rim, some 5 mm behind the edge that is seen
     distance, nearest = cKDTree(margin[:, :2]).query(h.vertices[:, :2])
     upper = margin[nearest, 1] < 1.5
-    lash = np.exp(-((distance / 1.3) ** 2)) * np.where(upper, 1.0, 0.45) * (h.vertices[:, 2] < 0)
+    lash = np.exp(-((distance / 2.4) ** 2)) * np.where(upper, 1.0, 0.55) * (h.vertices[:, 2] < 0)
     return np.asarray(lash, np.float32)
+
+
+def _eyeline(rng: np.random.Generator, sex: int) -> tuple[float, float]:
+    """How near the margin of a lid lashes and make-up begin (:func:`_lashes`; less is wider), and how well they cover the skin."""
+    return float(rng.uniform(0.12, 0.35) if sex == 1 and rng.random() < 0.5 else rng.uniform(0.2, 0.6)), float(rng.uniform(0.75, 0.97))
 
 
 @functools.lru_cache(maxsize=1)
@@ -510,6 +515,7 @@ class Person:
     shine: float
     cavity: float
     neckline: float
+    lashes: tuple[float, float]
     wears: tuple[str, ...]
 
     @classmethod
@@ -536,6 +542,7 @@ class Person:
         hair_colour = _hair_colour(rng, age, tone)
         style = _HairStyle.sample(rng, sex, age)
         albedo = _albedo(rng, tone, sex, age, hair_colour, style)
+        albedo[..., :3] *= _lines_at_rest(np.random.default_rng([seed, 7014]))[..., None] ** np.array([0.8, 1.0, 1.0], np.float32)
         vertices, hair_mask = style.grow(vertices, h)
         del hair_mask
         wears = tuple(w for w, on in (("glasses", rng.random() < 0.18), ("drape", style.long)) if on)
@@ -579,6 +586,7 @@ class Person:
             shine=float(rng.uniform(8, 35)),
             cavity=float(np.exp(rng.uniform(np.log(0.08), np.log(0.6)))),
             neckline=float(rng.uniform(135, 200)),
+            lashes=_eyeline(np.random.default_rng([seed, 7013]), sex),
             wears=wears,
         )
 
@@ -796,8 +804,8 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
 
     strands = 0.75 + 0.25 * _smooth_noise(rng, 0.8)
     # Brows are seen on the fair, the grey and the bald too: never as light as the skin, or no tracker could follow them.
-    brow = np.minimum(hair * 0.9, float(rng.uniform(0.25, 0.6)) * skin) + 0.004
-    paint(_brows(rng) * np.clip(strands, 0.2, 1.0), brow)
+    brow = np.minimum(hair * 0.9, float(rng.uniform(0.08, 0.45)) * skin) + 0.002
+    paint(_brows(rng) * np.clip(0.55 + 0.5 * strands, 0.5, 1.0), brow)
     if style.beard > 0.15:
         region = np.clip((g["y"] - (62 + 14 * np.exp(-((g["x"] / 9) ** 2)))) / 6, 0, 1) * np.clip((1.5 - np.abs(g["angle"])) / 0.1, 0, 1)
         region = region * np.clip((122 - g["y"] + 6 * np.abs(g["angle"])) / 10, 0, 1)
@@ -828,11 +836,43 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
     return np.concatenate([np.clip(image, 0.004, 0.95), dull[..., None]], -1).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=1)
+def _mouth_line() -> np.ndarray:
+    """(N, 2) texels along the line where the lips meet, corner to corner."""
+    h = heads.load()
+    of = [np.unique(h.faces[h.region == region]) for region in (SKIN, MOUTH_CAVITY)]
+    rim = h.vertices[np.intersect1d(*of)]
+    x = np.linspace(rim[:, 0].min(), rim[:, 0].max(), 15)
+    y, z = (np.array([rim[np.abs(rim[:, 0] - at) < 4, k].mean() for at in x]) for k in (1, 2))
+    return np.asarray(chart_of(np.stack([x, y, z], 1)) * TEXTURE)
+
+
+def _lines_at_rest(rng: np.random.Generator) -> np.ndarray:
+    """(T, T) 0-1, what is left of the skin's colour in lines that do not move: between the lips, and over the upper lids of most."""
+    drawn = np.zeros((TEXTURE, TEXTURE), np.float32)
+
+    def draw(path: np.ndarray, depth: float, soft: float) -> None:
+        line = np.zeros_like(drawn)
+        cv2.polylines(line, [np.round(path * 16).astype(np.int32)], False, 1.0, 1, cv2.LINE_AA, 4)
+        line = cv2.GaussianBlur(line, (0, 0), soft)
+        np.maximum(drawn, line * (depth / line.max()), out=drawn)
+
+    draw(_mouth_line(), float(rng.uniform(0.3, 0.85)), float(rng.uniform(0.6, 1.3)))
+    fold, height = float(rng.uniform(-0.12, 0.48)), float(rng.normal(7.0, 0.9))
+    soft = float(rng.uniform(0.5, 1.0))
+    if fold > 0.02:  # others have none, or one that the lid hides
+        x = np.linspace(20, 45, 12)
+        y = 0.028 * (x - 32.5) ** 2 - 3.0 - height * (1 - 0.25 * ((x - 34) / 13) ** 2)
+        for side in (1, -1):
+            draw(chart_points(np.stack([side * x, y], 1)), fold, soft)
+    return 1 - drawn
+
+
 def _brows(rng: np.random.Generator) -> np.ndarray:
     """Mask of the eyebrows: two arcs of random height, length, thickness and density."""
     height, arch, tilt = rng.normal(-17.4, 1.6), abs(rng.normal(2.8, 1.5)), rng.normal(0, 1.5)
     inner, outer = rng.normal(12, 1.8), rng.normal(49, 2.5)
-    thick, density = float(np.clip(rng.normal(5.2, 1.3), 2.4, 8.5)), float(rng.uniform(0.65, 1.0))
+    thick, density = float(np.clip(rng.normal(7.5, 1.7), 3.5, 12)), float(np.clip(rng.uniform(0.65, 1.15), 0, 1))
     canvas = np.zeros((TEXTURE, TEXTURE), np.float32)
     for sign in (1, -1):
         t = np.linspace(0, 1, 14)
@@ -842,7 +882,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
         )
         path = chart_points(np.stack([sign * xs, ys], 1))
         for i in range(len(t) - 1):
-            width = thick * (1.0 - 0.75 * t[i] ** 1.5) / 0.82
+            width = thick * (1.0 - 0.7 * t[i] ** 2) / 0.82
             cv2.line(
                 canvas,
                 tuple(int(c) for c in np.round(path[i] * 16)),
@@ -852,7 +892,7 @@ def _brows(rng: np.random.Generator) -> np.ndarray:
                 cv2.LINE_AA,
                 4,
             )
-    return cv2.GaussianBlur(canvas, (0, 0), 1.1) * density
+    return cv2.GaussianBlur(canvas, (0, 0), 0.9) * density
 
 
 def _dress(vertices: np.ndarray, h: heads.Head, wears: tuple[str, ...]) -> np.ndarray:

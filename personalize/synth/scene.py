@@ -156,6 +156,7 @@ class Scene:
         look.pupil, look.iris_edge = float(np.cos(0.11)), float(np.cos(0.37))
         rng = np.random.default_rng(self.background_seed + 5)
         look.cloth, look.neckline = vec(rng.uniform(0.01, 0.6, 3)), person.neckline
+        look.lash_edge, look.lashes = person.lashes
         look.teeth, look.frame, look.hair = vec(person.teeth), vec(person.frame), vec(person.hair)
         look.relief, look.cavity = 1.0, person.cavity
         return look
