@@ -40,7 +40,7 @@ class Ceiling(Generator):
             raise ConfigError(f"generator ceiling knows synthetic people only, named as person0003, not '{identity.name}'")
         self.world = World(size=identity.size[0])
         self.person = self.world.person(self.split, int(digits))
-        self.scene = Scene.sample(np.random.default_rng([self.person.seed, self.day, 7005]))
+        self.scene = Scene.of_clip(self.person.seed, self.day)
         self.poses = np.stack([o.pose for o in identity.observations])
         self.rng = np.random.default_rng(seed)
 

@@ -52,7 +52,7 @@ class Renders(Generator):
 
     def prepare(self, identity: Identity, seed: int) -> None:
         self.identity, self.grain = identity, np.random.default_rng([seed, 4401])
-        self.scene = Scene.sample(np.random.default_rng([self.person.seed, self.clip.seed, 7005]))
+        self.scene = Scene.of_clip(self.person.seed, self.clip.seed)
         self.camera = Camera.sample(camera_stream(self.clip))
         # How far the lips part and the jaw drops for each strength of their controls.
         names = controls()[0]

@@ -72,6 +72,11 @@ class Scene:
     polish: float = 1.0
 
     @classmethod
+    def of_clip(cls, person: int, clip: int, setting: str = "first") -> Scene:
+        """The scene of a clip, by the seeds of its person and of its day; of its own generator: the motion is the same in every setting."""
+        return cls.sample(np.random.default_rng([person, clip, 7005]), setting)
+
+    @classmethod
     def sample(cls, rng: np.random.Generator, setting: str = "first") -> Scene:
         """A random scene. 'first': any light, soft to hard, from all sides; 'second': a studio, see :meth:`studio`."""
         if known_setting(setting) == "second":

@@ -180,8 +180,7 @@ class World:
     def clip(self, person: Person, seed: int, seconds: float, fps: float = 25.0, liveliness: float = 1.0) -> Iterator[Shot]:
         """A clip of a person on one day: one light, one camera, one background; batches of frames."""
         rng = np.random.default_rng([person.seed, seed, 7003])
-        # Of its own generator: the motion is the same in every setting.
-        scene = Scene.sample(np.random.default_rng([person.seed, seed, 7005]), self.setting)
+        scene = Scene.of_clip(person.seed, seed, self.setting)
         motion = expression.sample_motion(person, rng, seconds, fps, liveliness)
         yield from self.render(person, motion.aus, motion.extra, motion.pose, motion.gaze, [scene])
 
