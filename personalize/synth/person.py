@@ -840,8 +840,8 @@ def _albedo(rng: np.random.Generator, tone: float, sex: int, age: float, hair: n
 def _mouth_line() -> np.ndarray:
     """(N, 2) texels along the line where the lips meet, corner to corner."""
     h = heads.load()
-    of = [np.unique(h.faces[h.region == region]) for region in (SKIN, MOUTH_CAVITY)]
-    rim = h.vertices[np.intersect1d(*of)]
+    skin, mouth = (np.unique(h.faces[h.region == region]) for region in (SKIN, MOUTH_CAVITY))
+    rim = h.vertices[np.intersect1d(skin, mouth)]
     x = np.linspace(rim[:, 0].min(), rim[:, 0].max(), 15)
     y, z = (np.array([rim[np.abs(rim[:, 0] - at) < 4, k].mean() for at in x]) for k in (1, 2))
     return np.asarray(chart_of(np.stack([x, y, z], 1)) * TEXTURE)
