@@ -154,7 +154,7 @@ def test_each_au_rests_for_itself() -> None:
     intensity[:, AUS.index(9)] = 3.0  # a busy clip ...
     calm = np.arange(200) % 10 == 0
     intensity[calm, AUS.index(9)] = 0.0
-    for au, at_rest, elsewhere in ((12, 1.5, 0.1), (6, 0.7, 0.1), (17, 0.35, 0.1), (4, 0.9, 0.9), (15, 1.5, 1.5), (10, 3.0, 3.0)):
+    for au, at_rest, elsewhere in ((12, 1.5, 0.1), (6, 0.7, 0.1), (17, 0.325, 0.1), (4, 0.9, 0.9), (15, 1.5, 1.5), (10, 3.0, 3.0)):
         intensity[:, AUS.index(au)] = np.where(calm, at_rest, elsewhere)
     neutral = find_neutral(observations, intensity)
     assert neutral is not None and calm[neutral.indices].all() and neutral.confidence == 1.0
