@@ -27,7 +27,7 @@ CLEAR = 0.5
 GRIMACE, LIVELY = (12.0, 24.0), (4.0, 8.0)
 """Summed intensity of the neutral's frames from which on, and up to which: it is trusted less as a whole (none was tried that showed more);
 what an AU shows in it is an expression rather than a habit of the face. Chosen on validation people (docs/choices.md)."""
-EXCESS, SHOWN = (0.2, 0.25), (0.5, 1.0)
+EXCESS, SHOWN = (0.2, 0.5), (0.5, 1.0)
 """How much more of an AU the base reads in the neutral than in the calmest tenth of the clip's frames, and, where the neutral is lively,
 how much at all: up to the first it rests there, from the second on it does not. Chosen on validation people (docs/choices.md)."""
 CALM = 2.5

@@ -154,11 +154,11 @@ def test_each_au_rests_for_itself() -> None:
     intensity[:, AUS.index(9)] = 3.0  # a busy clip ...
     calm = np.arange(200) % 10 == 0
     intensity[calm, AUS.index(9)] = 0.0
-    for au, at_rest, elsewhere in ((12, 1.5, 0.1), (6, 0.7, 0.1), (17, 0.325, 0.1), (4, 0.9, 0.9), (15, 1.5, 1.5), (10, 3.0, 3.0)):
+    for au, at_rest, elsewhere in ((12, 1.5, 0.1), (6, 0.7, 0.1), (17, 0.4, 0.1), (4, 0.9, 0.9), (15, 1.5, 1.5), (10, 3.0, 3.0)):
         intensity[:, AUS.index(au)] = np.where(calm, at_rest, elsewhere)
     neutral = find_neutral(observations, intensity)
     assert neutral is not None and calm[neutral.indices].all() and neutral.confidence == 1.0
-    expected = {12: 0.0, 6: 0.0, 17: 0.5, 4: 0.2, 15: 0.0, 10: 0.0}
+    expected = {12: 0.0, 6: 0.0, 17: 2 / 3, 4: 0.2, 15: 0.0, 10: 0.0}
     for k, au in enumerate(AUS):
         assert neutral.resting[k] == pytest.approx(expected.get(au, 1.0), abs=1e-5), au
     np.testing.assert_allclose(neutral.trusted, neutral.resting, atol=1e-6)
