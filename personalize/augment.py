@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .geometry import CENTRE, CROP_SIZE, IBUG_TO_MESH, WINDOW
+from .video import ENCODER
 
 _LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (263, 466, 388, 387, 386, 385, 384, 398, 362))
 _LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (263, 249, 390, 373, 374, 380, 381, 382, 362))
@@ -167,8 +168,8 @@ def compress(crop: Tensor, share: float = 0.15) -> Tensor:
 
 def _through_codec(clip: list[np.ndarray], strength: float) -> list[np.ndarray]:
     """(H, W, 3) uint8 frames, every second told from the one before, encoded and decoded. strength: 0-1, from a good to a bad call."""
-    h264 = "libx264" in av.codecs_available
-    encoder = av.CodecContext.create("libx264" if h264 else "mpeg4", "w")
+    h264 = ENCODER == "libx264"
+    encoder = av.CodecContext.create(ENCODER, "w")
     decoder = av.CodecContext.create("h264" if h264 else "mpeg4", "r")
     encoder.height, encoder.width = clip[0].shape[:2]
     encoder.pix_fmt, encoder.time_base, encoder.gop_size, encoder.max_b_frames = "yuv420p", Fraction(1, 25), 2, 0

@@ -30,6 +30,9 @@ what an AU shows in it is an expression rather than a habit of the face. Chosen 
 EXCESS, SHOWN = (0.2, 0.5), (0.5, 1.0)
 """How much more of an AU the base reads in the neutral than in the calmest tenth of the clip's frames, and, where the neutral is lively,
 how much at all: up to the first it rests there, from the second on it does not. Chosen on validation people (docs/choices.md)."""
+LASTS_S = 0.3
+"""Seconds before and after a frame over which it must be calm: an instant between two expressions, or before one, is no rest. Chosen on
+validation people (docs/choices.md)."""
 CALM = 2.5
 """Summed intensity that a calm frame may have above the neutral's. Chosen on validation people (docs/choices.md)."""
 
@@ -117,9 +120,9 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at: flo
     """The person's neutral, or None where there is no usable frame.
 
     intensity: (N, K) that the base model expects without a neutral. at: the user's own choice, as in :func:`is_named` (InputError where no
-    such frame can be used). Otherwise: frames are ranked by :func:`activity` plus a penalty for turning away and for
-    bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames in
-    which something covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as the face is seen.
+    such frame can be used). Otherwise: frames are ranked by :func:`activity` for as long as it lasts, plus a penalty for turning away and
+    for bad quality; the calmest twentieth (3 to 25 frames) are kept, those whose landmarks disagree with their median are dropped. Frames
+    in which something covers the face (:data:`CLEAR`) are passed over; where hardly any other is left, they count as far as it is seen.
     However lively the calmest are, on people with known truth an AU of theirs was as good a neutral as another as long as it rested itself:
     so that is asked for each AU (:data:`EXCESS`, :data:`SHOWN`, :data:`LIVELY`).
     """
@@ -143,7 +146,8 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at: flo
         usable = clear
     active = activity(intensity)
     turned = np.array([np.hypot(o.pose[0], o.pose[1]) for o in observations])
-    score = active + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - np.array([o.quality for o in observations]))
+    quality = np.array([o.quality for o in observations])
+    score = _around(active, times, [o.file for o in observations]) + 3.0 * np.clip(turned - 0.12, 0, None) / 0.35 + 1.5 * (1 - quality)
     order = usable[np.argsort(score[usable], kind="stable")]
     keep = order[: int(np.clip(len(usable) // 20, min(3, len(usable)), 25))]
     plenty = 0.4 + 0.6 * min(1.0, len(usable) / 25)
@@ -158,6 +162,13 @@ def find_neutral(observations: list[Observation], intensity: np.ndarray, at: flo
         rows = [AUS.index(other) for other in others]
         neutral.resting[rows] = np.minimum(neutral.resting[rows], neutral.resting[AUS.index(au)])
     return neutral
+
+
+def _around(active: np.ndarray, times: np.ndarray, files: list[str]) -> np.ndarray:
+    """(N,) what each frame shows, or the frames within :data:`LASTS_S` of it in the mean, where that is more. times: (N,) seconds; files:
+    names of photographs, which stand for themselves, or ''."""
+    near = (np.abs(times[:, None] - times) <= LASTS_S + 1e-6) & (np.array(files)[:, None] == np.array(files))
+    return np.asarray(np.maximum(active, near @ active / near.sum(1)))
 
 
 def _below(x: np.ndarray, one: float, zero: float) -> np.ndarray:

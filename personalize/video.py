@@ -32,6 +32,8 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", "
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".ts", ".ogv")
 """By which names of files are compared; any file that decodes is a video."""
 SHORT_CLIP_S = 1.0
+ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+"""What the installed ffmpeg writes clips with."""
 _BT709 = 1  # of primaries and of transfer alike, in ITU-T H.273
 _ANEW = 5
 """Frames by which time must fall back to be taken for another recording's, rather than for disorder."""
@@ -335,13 +337,12 @@ class VideoWriter:
         rate = Fraction(fps if fps > 0 else 25.0).limit_denominator(1001)
         # Some 90,000th of a second, of which the length of a frame is a whole number.
         self._tick, self._last = Fraction(1, rate.numerator * -(-90_000 // rate.numerator)), -1
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self._container: Any = None
         if not self.path.parent.is_dir():
             raise InputError(f"cannot write {self.path}: there is no such folder")
         try:
             self._container = av.open(str(self._partial), "w")
-            self._stream: Any = self._container.add_stream(codec, rate=rate)
+            self._stream: Any = self._container.add_stream(ENCODER, rate=rate)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._discard()
             raise InputError(f"cannot write {self.path}: {_reason(error, suffix)}") from error
@@ -352,7 +353,7 @@ class VideoWriter:
         context = self._stream.codec_context
         context.colorspace, context.color_primaries = Colorspace.ITU709, _BT709
         context.color_trc, context.color_range = _BT709, ColorRange.MPEG
-        if codec == "libx264":
+        if ENCODER == "libx264":
             self._stream.options = {"crf": "20", "preset": "veryfast"}
         else:
             self._stream.bit_rate = max(int(size[0] * size[1] * float(rate) * 0.15), 400_000)

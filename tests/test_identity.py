@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,19 @@ def test_who_frowns_most_of_the_time_rests_in_the_other_frames() -> None:
     assert neutral.confidence == pytest.approx(1.0)
 
 
+def test_an_instant_between_two_expressions_is_no_rest() -> None:
+    """Three frames on the way from brows to smile read least; two seconds at the end, which read hardly more, last."""
+    observations = [seen(i) for i in range(200)]
+    intensity = still(200, 0.0)
+    intensity[:100, AU4], intensity[103:180, AU12], intensity[180:, AU12] = 3.0, 3.0, 0.2
+    calmest = np.argsort(intensity.sum(1), kind="stable")
+    assert set(calmest[:3]) == {100, 101, 102}
+    neutral = find_neutral(observations, intensity)
+    assert neutral is not None and set(neutral.indices) <= set(range(183, 200))
+    pictures = find_neutral([replace(o, file=f"{o.frame}.png") for o in observations], intensity)
+    assert pictures is not None and {100, 101, 102} <= set(pictures.indices)
+
+
 @pytest.mark.parametrize(("photographs", "trust"), [(1, 0.424), (4, 0.496), (25, 1.0)])
 def test_few_frames_at_rest_are_at_rest(photographs: int, trust: float) -> None:
     """A photograph is trusted less than a clip, which says nothing of whether its face is calm."""
@@ -63,8 +78,9 @@ def test_few_frames_at_rest_are_at_rest(photographs: int, trust: float) -> None:
     assert neutral.trusted / neutral.plenty == pytest.approx(np.ones(K), abs=1e-3)
 
 
-def test_calmest_first_a_twentieth_of_the_frames() -> None:
-    observations = [seen(i) for i in range(200)]
+def test_calmest_first_a_twentieth_of_the_pictures() -> None:
+    """Photographs stand for themselves, whatever moment they carry."""
+    observations = [replace(seen(i), file=f"{i}.png") for i in range(200)]
     intensity = still(200)
     intensity[:, AU12] = np.random.default_rng(2).permutation(200) / 60
     neutral = find_neutral(observations, intensity)

@@ -310,6 +310,8 @@ def _shade(  # type: ignore[no-untyped-def]
         gloss = 0.5
     elif m == 6:
         base = look.teeth * wp.min(0.62 + 1.4 * wp.abs(wp.sin(h[0] * 0.39)), 1.0)  # a gap every 8 mm
+        # Cheeks and corners of the mouth shade the back teeth.
+        base = base * (1.0 - 0.8 * wp.clamp((wp.abs(h[0]) - 15.0) / 8.0, 0.0, 1.0))
         open_air = wp.clamp(1.0 - (h[2] + 25.0) * 0.04, 0.08, 1.0)
         gloss = 0.6 * open_air
         shine = 60.0
