@@ -33,9 +33,8 @@ LASTING_S, GAP_S = 0.4, 0.5
 """Seconds over which a reading is averaged, and within which the highest average counts, before it is compared with the rest: what shows
 for longer is more than what a frame trembles by. Frames further apart than the last have nothing to do with each other. Chosen on
 validation people (docs/choices.md)."""
-DAY_LEAD, DAY_SPAN_S = 0.1, 5.0
-"""In half of a clip's frames a personal reading may lead the base's by so much more than in the person's own clip; seconds that a clip must
-last before it is asked. Chosen on validation people (docs/choices.md)."""
+DAY_SPAN_S = 5.0
+"""Seconds that a clip must last before it is asked what another day adds. Chosen on validation people (docs/choices.md)."""
 _AT_ONCE = 64
 """Faces in a pass of the network."""
 
@@ -177,7 +176,7 @@ class Reader:
         """
         if self.profile is None or len(times) == 0 or max(times) - min(times) < DAY_SPAN_S:
             return np.zeros(len(AUS), np.float32)
-        return np.asarray(np.clip(lead_of(own, expected) - self.profile.lead - DAY_LEAD, 0, None), np.float32)
+        return np.asarray(np.clip(lead_of(own, expected) - self.profile.lead, 0, None), np.float32)
 
 
 def _read(net: AUNet, look: Tensor, batch: dict[str, Tensor], branch: str, neutral: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

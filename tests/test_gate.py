@@ -300,7 +300,7 @@ def test_another_day_is_what_a_reading_leads_by_in_half_of_the_clip() -> None:
     day = reader.another_day(own, expected, times)
     for k in range(K):
         ahead = sorted(float(a - b) for a, b in zip(own[:, k], expected[:, k], strict=True))
-        assert day[k] == pytest.approx(max(0.0, (ahead[99] + ahead[100]) / 2 - float(lead[k]) - 0.1), abs=1e-5)
+        assert day[k] == pytest.approx(max(0.0, (ahead[99] + ahead[100]) / 2 - float(lead[k])), abs=1e-5)
     assert (day > 0.1).any() and (day == 0).any()
     y = np.clip(own - day, 0, 5)
     said = base.report((0.02 * y + 0.98 * y**7 / np.maximum(y**6 + 0.4**6, 1e-12)).astype(np.float32), 0.0)

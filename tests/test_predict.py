@@ -259,7 +259,7 @@ def test_one_face_only_keeps_a_row_a_frame() -> None:
 
 
 def test_another_day_is_taken_out_of_the_profiles_person_alone() -> None:
-    """Two faces, 10 s; the personal model reads 0.8 above the base throughout, 0.1 of it also in the person's clip; 0.1 are free."""
+    """Two faces, 10 s; the personal model reads 0.8 above the base throughout, 0.1 of it also in the person's clip."""
     base, k = load_base(), len(AUS)
     reader = Reader(base, Profile("her", base.name, base.sha256, lead=np.full(k, 0.1, np.float32)))
     table, rng = predict.Table(still=False), np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_another_day_is_taken_out_of_the_profiles_person_alone() -> None:
         if now.meta[1] == 0:
             assert np.array_equal(was.personal, now.personal)
         else:
-            assert now.personal == pytest.approx(base.report(expected[i // 2, 1:] + 0.2)[0], abs=1e-4)
+            assert now.personal == pytest.approx(base.report(expected[i // 2, 1:] + 0.1)[0], abs=1e-4)
 
 
 def save_profile(folder: Path, offset: float, **changes: Any) -> Path:

@@ -28,10 +28,11 @@ USUAL: tuple[tuple[int, ...], ...] = (
     (6, 12), (6, 12), (6, 12), (6, 7, 12), (1, 2), (1, 2, 5), (4, 7), (4, 7), (4, 5, 7, 24), (1, 4, 15), (1, 4, 15, 17), (15, 17), (17, 24),
     (17, 24), (9, 10), (4, 7, 9), (9, 10, 17), (4, 9), (4, 9, 17), (4, 7, 17), (23, 24), (2, 5, 20), (7, 43),
     (4, 6, 7, 43), (4, 6, 10, 43), (4, 7, 9, 43), (1, 4, 6, 43), (1, 4, 17, 43), (4, 6, 15, 17), (4, 6, 12, 43),
+    (4, 6, 12, 17, 43), (12, 17, 24), (1, 4, 17, 20),
 )  # fmt: skip
-"""What people's faces do most, smiles, worry, anger, disgust, pain (brows, cheeks or lids, nose or lip, eyes closed: Prkachin and
-Solomon, Pain 139, 2008) and tears: a model that never meets it takes a grin's raised cheeks for chance. So often that no pair correlates
-above .3 in the training set, far less than in life, lest one AU stand for another."""
+"""What people's faces do most: smiles, worry, anger, disgust, pain (brows, cheeks or lids, nose or lip, eyes closed: Prkachin and Solomon,
+Pain 139, 2008), tears, smiles held back. A model that never meets it takes a grin's raised cheeks for chance. So often that no pair
+correlates above .3 in the training set, far less than in life, lest one AU stand for another."""
 _EXCLUSIVE = (
     (5, 43), (18, 20), (22, 20), (12, 15), (24, 22), (28, 18), (28, 22), (24, 18), (28, 24), (16, 28), (16, 24), (20, 24), (23, 28),
     (23, 20), (18, 23), (10, 28),

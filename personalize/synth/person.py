@@ -297,7 +297,7 @@ def wrinkle_maps(rng: np.random.Generator) -> np.ndarray:
         glabella.append([(j(1), y) for y in np.linspace(-30, -12, 5)])
     if rng.random() < 0.4:
         glabella += both([[(gx + 5 + j(0.5) + 0.4 * t, -13 - 2.2 * t) for t in range(5)]])
-    maps[4] = furrows(glabella, furrow, 1.7) + u(0.2, 1.6) * _bump(12 + j(2), -20 + j(2), u(5, 9), u(5, 9))
+    maps[4] = furrows(glabella, furrow, 2.8) + u(0.2, 1.6) * _bump(12 + j(2), -20 + j(2), u(5, 9), u(5, 9))
     fans, fan, apart, reach = int(rng.integers(0, 7)), u(0.4, 1.9), u(2.8, 5.5), u(1.6, 4.2)
     bend, x0, y0 = j(0.06), u(44, 52), u(-7, 2)
     crow = [
@@ -584,7 +584,7 @@ class Person:
             frame=rng.uniform(0.01, 0.25, 3) * rng.choice([0.2, 1.0]),
             gloss=float(rng.uniform(0.05, 0.5)),
             shine=float(rng.uniform(8, 35)),
-            cavity=float(np.exp(rng.uniform(np.log(0.08), np.log(0.6)))),
+            cavity=float(np.exp(rng.uniform(np.log(0.15), np.log(0.8)))),
             neckline=float(rng.uniform(135, 200)),
             lashes=_eyeline(np.random.default_rng([seed, 7013]), sex),
             wears=wears,

@@ -268,11 +268,12 @@ def _shade(  # type: ignore[no-untyped-def]
             mm_v = (CHART_BOTTOM - CHART_TOP) * step
             bare = look.relief * (1.0 - t[3])  # hair and caps do not crease
             n = wp.normalize(n - (tu * (du / mm_u) + tv * (dv / mm_v)) * bare)
-            # Furrows see less of the sky: how far they lie below what is beside them, whichever way they run.
+            # Less light of any kind reaches a furrow: how far it lies below what is beside it, whichever way it runs.
             beside = 5.0 * step
             across = _sample1(relief, image, uv[0] - beside, uv[1]) + _sample1(relief, image, uv[0] + beside, uv[1])
             along = _sample1(relief, image, uv[0], uv[1] - beside) + _sample1(relief, image, uv[0], uv[1] + beside)
-            open_air = wp.clamp(1.0 + look.cavity * bare * wp.min(h0 - 0.5 * wp.max(across, along), 0.0), 0.4, 1.0)
+            groove = wp.clamp(1.0 + look.cavity * bare * wp.min(h0 - 0.5 * wp.max(across, along), 0.0), 0.4, 1.0)
+            base = base * groove
         lid = lids[face[0]] * w0 + lids[face[1]] * w1 + lids[face[2]] * w2
         if m == 0:
             lash = look.lashes * wp.clamp((lid - look.lash_edge) / (0.75 - look.lash_edge), 0.0, 1.0)
