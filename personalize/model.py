@@ -27,6 +27,9 @@ CROP = 112
 POINTS = 478
 """Landmarks of the 'mesh478' scheme."""
 _LEVELS = 5
+KNOWN_SHARE = 0.5
+"""What is left of the landmarks' own say beside a known neutral: what tells photographs from renders, skin, lashes, make-up, is in the
+person's neutral as well, and falls out of the crop's difference to it (docs/choices.md)."""
 
 
 class OrdinalHead(nn.Module):
@@ -206,16 +209,19 @@ class AUNet(nn.Module):
 
         The fused latents are mixed with those of the landmarks alone, by ``landmark_share``, where there are both: a crop branch that
         learned from renders is surer on renders than on photographs, while landmarks come from a tracker that knows photographs. The cut
-        points are the same, so the mixed reading is as monotone as either.
+        points are the same, so the mixed reading is as monotone as either. Where a neutral is known, so much less: :data:`KNOWN_SHARE`.
         """
         said = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, has_crop))
         if not bool(self.landmark_share.any()):
             return said
         on = torch.ones(len(look), dtype=torch.bool, device=look.device)
         both = has_landmarks if has_crop is None else has_landmarks & has_crop
-        share = (self.landmark_share * both.float()[:, None])[..., None]
+        share = self.landmark_share * both.float()[:, None]
+        if neutral is not None:
+            known = on if has_neutral is None else has_neutral
+            share = share * torch.where(known, KNOWN_SHARE, 1.0)[:, None]
         alone = self.read(self.combine(look, landmarks, has_landmarks, neutral, has_neutral, ~on))
-        logits = said["logits"] + share * (alone["logits"] - said["logits"])
+        logits = said["logits"] + share[..., None] * (alone["logits"] - said["logits"])
         return {**said, "logits": logits, "intensity": torch.sigmoid(logits).sum(-1)}
 
     def read(self, fused: Tensor) -> dict[str, Tensor]:
