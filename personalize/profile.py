@@ -303,9 +303,12 @@ def _version() -> str:
 _ABSOLUTE = re.compile(r"(?<![\w:/.\\])(?:/(?=[\w.~])|~/|[A-Za-z]:[\\/]|\\\\(?=\w))|(?<=:)/(?=\w)|file:/", re.IGNORECASE)
 _EMBEDDED = re.compile(r"(?:(?<![\w:/.\\])(?:/(?=[\w.~])|~/|[A-Za-z]:[\\/]|\\\\(?=\w))|(?<=:)/(?=\w)|file:/+)[^\s'\",;]*", re.IGNORECASE)
 
+_SETTING = re.compile(r"([A-Za-z_][\w.]*=)(['\"]?)(.*)\2", re.DOTALL)
+
 
 def strip_paths(value: Any) -> Any:
-    """A copy of a plain container in which every path is cut to its file name; keys, numbers and web addresses stay."""
+    """A copy of a plain container in which every path is cut to its file name; keys, also those of overrides (key=value), numbers
+    and web addresses stay."""
     if isinstance(value, dict):
         return {str(key): strip_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -314,6 +317,9 @@ def strip_paths(value: Any) -> Any:
         return _file_name(os.fspath(value))
     if not isinstance(value, str):
         return value
+    if setting := _SETTING.fullmatch(value):
+        key, quote, said = setting.groups()
+        return f"{key}{quote}{strip_paths(said)}{quote}"
     if _ABSOLUTE.match(value) or (("/" in value or "\\" in value) and "://" not in value and not re.search(r"\s", value)):
         return _file_name(value)
     return _EMBEDDED.sub(lambda match: _file_name(match.group()), value)
