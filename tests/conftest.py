@@ -113,8 +113,8 @@ def film(world: Any) -> Callable[[int, float], tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def face_clip(film: Callable[[int, float], tuple[np.ndarray, np.ndarray]], tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    """3 s, 320x240, of validation person 13, who moves a good deal and rests between."""
-    images, target = film(13, 3.0)
+    """3 s, 320x240, of validation person 56, who moves a good deal and rests between."""
+    images, target = film(56, 3.0)
     images = on_canvas(images)
     return Clip(write_clip(tmp_path_factory.mktemp("face") / "face.mp4", images), images, target)
 
