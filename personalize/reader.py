@@ -171,8 +171,8 @@ class Reader:
         """(K,) how much of the person's readings of a clip comes of another day: another light, camera, beard.
 
         Then the neutral is not quite this clip's, and some AU reads above zero in all of it. The base, which knows no neutral, does not:
-        so by what ``own`` leads ``expected`` (N, K) in half of the frames, beyond what it did in the person's clip, and more than
-        ``DAY_LEAD``. An expression that lasts raises both. 0 for clips shorter than ``DAY_SPAN_S``, and for stills. times: (N,) seconds.
+        so by what ``own`` leads ``expected`` (N, K) in half of the frames, beyond what it did in the person's clip. An
+        expression that lasts raises both. 0 for clips shorter than ``DAY_SPAN_S``, and for stills. times: (N,) seconds.
         """
         if self.profile is None or len(times) == 0 or max(times) - min(times) < DAY_SPAN_S:
             return np.zeros(len(AUS), np.float32)
