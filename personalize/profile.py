@@ -302,7 +302,6 @@ def _version() -> str:
 
 _ABSOLUTE = re.compile(r"(?<![\w:/.\\])(?:/(?=[\w.~])|~/|[A-Za-z]:[\\/]|\\\\(?=\w))|(?<=:)/(?=\w)|file:/", re.IGNORECASE)
 _EMBEDDED = re.compile(r"(?:(?<![\w:/.\\])(?:/(?=[\w.~])|~/|[A-Za-z]:[\\/]|\\\\(?=\w))|(?<=:)/(?=\w)|file:/+)[^\s'\",;]*", re.IGNORECASE)
-
 _SETTING = re.compile(r"([A-Za-z_][\w.]*=)(['\"]?)(.*)\2", re.DOTALL)
 
 
