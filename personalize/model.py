@@ -132,10 +132,6 @@ class AUNet(nn.Module):
         """(B, 3, 112, 112) crops to (B, width)."""
         return self.project(self.maps(crop))
 
-    def landmark_features(self, landmarks: Tensor) -> Tensor:
-        """(B, 478, 3) pose-normalised landmarks to (B, width). Points that are not known are NaN and count as average ones."""
-        return self.landmark_project(torch.nan_to_num((landmarks - self.landmark_mean) / self.landmark_std).flatten(1))
-
     def neutral_features(self, crop: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
         """What the model keeps of a neutral: 'crop' (B, width) features and 'landmarks' (B, 478, 3); no picture."""
         return {"crop": self.crop_features(crop), "landmarks": landmarks}
@@ -163,13 +159,17 @@ class AUNet(nn.Module):
             has_neutral = on
         assert has_neutral is not None
         c, p, n = (flag.float()[:, None] for flag in (has_crop, has_landmarks, has_neutral))
-        points = self.landmark_features(landmarks) * p
+        # What is not known is NaN, and counts as average. Alone, landmarks have no depth: it is the tracker's guess, and photographs are
+        # read better without it (docs/choices.md).
+        solid = torch.cat([torch.ones_like(c), torch.ones_like(c), c], 1)[:, None]
+        points = torch.nan_to_num((landmarks - self.landmark_mean) / self.landmark_std) * solid
+        points = self.landmark_project(points.flatten(1)) * p
         if neutral is None:
             look_shift, points_shift = torch.zeros_like(look), torch.zeros_like(points)
         else:
             look_shift = (look - neutral["crop"].expand_as(look)) * c * n
             shift = (landmarks - neutral["landmarks"].expand_as(landmarks)) / self.shift_std
-            points_shift = self.shift_project(torch.nan_to_num(shift).clamp(-8, 8).flatten(1)) * p * n
+            points_shift = self.shift_project((torch.nan_to_num(shift).clamp(-8, 8) * solid).flatten(1)) * p * n
         return self.fuse(torch.cat([look * c, points, look_shift, points_shift, c, p, c * n, p * n], dim=1))
 
     def forward(

@@ -145,7 +145,7 @@ def test_thresholds_are_the_best_of_the_grid_on_what_is_known() -> None:
     occurrence[:, 3] = 1
     target[:, 3] = target[:, 3] > 2.5
     prediction[:, 3] = np.clip(target[:, 3] * 1.4 + rng.normal(0, 0.2, 300), 0, 5)
-    found = best_thresholds(prediction, target, mask, occurrence)
+    found = best_thresholds(prediction, target, mask, occurrence, np.zeros(300))
     for k in (0, 3, 7):
         truth = target[mask[:, k], k] >= (1 if k == 3 else 2)
         f1 = {}
@@ -154,6 +154,27 @@ def test_thresholds_are_the_best_of_the_grid_on_what_is_known() -> None:
             f1[t] = 2 * (said & truth).sum() / (said.sum() + truth.sum())
         assert f1[min(f1, key=lambda t: abs(t - found[k]))] == pytest.approx(max(f1.values()))
     assert 0.5 <= found[3] <= 1.1
+
+
+def test_thresholds_are_means_over_draws_of_people() -> None:
+    """Against the same done one draw and one threshold after another, by another stream."""
+    rng = np.random.default_rng(3)
+    person = np.repeat(np.arange(25), 8)
+    target = rng.uniform(0, 5, (200, 2)).round(1)
+    prediction = np.clip(0.5 * target + rng.normal(0, 0.8, (200, 2)) + rng.normal(0, 0.3, (25, 2))[person], 0, 5)
+    known = rng.random((200, 2)) < 0.8
+    found = best_thresholds(prediction, target, known, np.zeros((200, 2), np.int8), person, draws=400)
+    for k in range(2):
+        best = []
+        for _ in range(400):
+            rows = np.concatenate([np.flatnonzero((person == p) & known[:, k]) for p in rng.integers(0, 25, 25)])
+            truth = target[rows, k] >= 2
+            f1 = {}
+            for t in np.arange(0.5, 3.01, 0.1):
+                said = prediction[rows, k] >= t
+                f1[t] = 2 * (said & truth).sum() / (said.sum() + truth.sum())
+            best.append(max(f1, key=lambda t: f1[t]))
+        assert np.std(best) > 0.1 and found[k] == pytest.approx(np.mean(best), abs=0.2 * np.std(best))
 
 
 def test_scores_leave_out_what_is_unknown() -> None:

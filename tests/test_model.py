@@ -150,6 +150,22 @@ def test_an_absent_branch_is_ignored(net: AUNet, faces: dict[str, Tensor], flag:
     assert bool((after[off] != before[off]).any())
 
 
+def test_landmarks_alone_have_no_depth(net: AUNet, faces: dict[str, Tensor]) -> None:
+    off = torch.tensor([True, False, True])
+    deep = {**faces, "landmarks": faces["landmarks"] * torch.tensor([1.0, 1.0, -2.0])}
+    unknown = {**faces, "landmarks": faces["landmarks"] * torch.tensor([1.0, 1.0, float("nan")])}
+    with torch.no_grad():
+        rest = net.neutral_features(other(faces)["crop"], other(faces)["landmarks"])
+    for neutral in (None, rest, {**rest, "landmarks": rest["landmarks"] * torch.tensor([1.0, 1.0, 3.0])}):
+        said, moved, flat = (say(net, f, neutral=neutral, has_crop=off) for f in (faces, deep, unknown))
+        torch.testing.assert_close(moved[1], said[1], rtol=0, atol=0)
+        torch.testing.assert_close(flat[1], said[1], rtol=0, atol=0)
+        assert bool((moved[[0, 2]] != said[[0, 2]]).any(1).all())
+    torch.testing.assert_close(
+        say(net, faces, neutral=neutral, has_crop=off)[1], say(net, faces, neutral=rest, has_crop=off)[1], rtol=0, atol=0
+    )
+
+
 def test_an_absent_neutral_is_ignored(net: AUNet, faces: dict[str, Tensor]) -> None:
     has = torch.tensor([True, False, False])
     with torch.no_grad():

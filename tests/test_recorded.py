@@ -67,14 +67,14 @@ def test_thresholds_are_chosen_where_the_data_set_says_present() -> None:
     """A reader without error at 1: in a data set in which 1 is present, the threshold is just below; at 2 it is not."""
     level = np.arange(300)[:, None] % 6
     target = np.repeat(level, len(COLUMNS), 1).astype(float)
-    known, intensity = np.ones(target.shape, bool), np.zeros(target.shape, np.int8)
+    known, intensity, one = np.ones(target.shape, bool), np.zeros(target.shape, np.int8), np.zeros(300)
     for at in (1.0, 2.0, 3.0):
-        found = best_thresholds(target, target, known, intensity, np.full((300, 1), at))
+        found = best_thresholds(target, target, known, intensity, one, np.full((300, 1), at))
         assert ((found > at - 1) & (found <= at)).all(), at
     # Nobody shows AU01: neither the lowest threshold nor none, but what the others have in the middle.
     target[:, 0] = 0
     known[:, 1] = False
-    found = best_thresholds(target * 1.0, target, known, intensity)
+    found = best_thresholds(target * 1.0, target, known, intensity, one)
     assert found[0] == found[1] == np.median(found[2:]) and found[0] > 1
 
 
