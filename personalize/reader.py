@@ -22,9 +22,9 @@ from .model import CROP, POINTS, AUNet
 from .profile import Profile
 from .weights import Base
 
-REST_SHARE, REST_MARGIN, REST_FLOOR, REST_MOST, REST_PROMISE = 0.9, 1.6, 0.3, 1.2, 0.04
-"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to so many times what it stays below, and
-so much of the AU's threshold of presence, as far as the base misreads it, are halved, but none above such a multiple of that threshold.
+REST_SHARE, REST_FLOOR, REST_MOST, REST_PROMISE = 0.9, 0.2, 1.2, 0.04
+"""An AU is taken to rest, or to be misread, in this share of a clip's calm frames; readings up to what it stays below there, and so much of
+the AU's threshold of presence besides, as far as the base misreads it, are halved, but none above such a multiple of that threshold.
 Less is taken out of an AU of which a known neutral takes less than the last share of the base's error. Chosen on validation people
 (docs/choices.md)."""
 REST_KEPT = 0.02
@@ -257,4 +257,4 @@ def offsets_at(readings: np.ndarray, trusted: np.ndarray | float, base: Base) ->
     below = np.quantile(readings, REST_SHARE, axis=0)
     present, doubted = base.expected_thresholds, 1 - np.clip(base.reliability(), 0, 1)
     told = trusted * np.clip(np.nan_to_num(base.promise(), nan=1.0) / REST_PROMISE, 0, 1)
-    return np.asarray(told * np.minimum(REST_MARGIN * below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)
+    return np.asarray(told * np.minimum(below + REST_FLOOR * doubted * present, REST_MOST * present), np.float32)

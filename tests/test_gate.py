@@ -231,7 +231,7 @@ def test_what_is_read_in_nine_tenths_of_the_calm_frames_is_rest() -> None:
     base = Base("mine", "", load_base().net, thresholds, card)
     for confidence in (1.0, 0.4):
         found = offsets_at(readings, confidence, base)
-        expected = [1.6 * 0.45 + 0.3 * 0.5 * 1.5, 1.2 * thresholds[1], 0.3 * 0.8 * thresholds[2]]
+        expected = [0.45 + 0.2 * 0.5 * 1.5, 1.2 * thresholds[1], 0.2 * 0.8 * thresholds[2]]
         assert found[:3] == pytest.approx([confidence * e for e in expected], abs=1e-6)
     # Of an AU that the base reads hardly better for a known neutral, that neutral's rest tells as little.
     alone = card["validation"]["fused"]
