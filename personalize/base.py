@@ -463,7 +463,7 @@ def fit(
     named = _learned_from(data.card(), begun)
     only_synthetic = named["sources"] == [SYNTHETIC]
     held = "no photograph of anybody" if only_synthetic else f"recordings of {len(named['people'])} people of data sets among them"
-    held += f"; started from {recipe['start']}" if recipe["start"] else ""
+    held += "" if begun is None else f"; started from {begun.name} ({begun.sha256[:12]})"
     card: dict[str, Any] = {
         "name": folder.name,
         "personalize": __version__,
@@ -473,7 +473,7 @@ def fit(
         "untaught": untaught,
         "data": f"{len(train['crop'])} tracked pictures of {len(np.unique(train['person']))} people; {held}",
         "data_sources": named,
-        "recipe": recipe,
+        "recipe": strip_paths(recipe),
         "readout": {
             name: fit_readout(readings[known][judged], truth[judged]).round(3).tolist()
             for name, known in (("alone", False), ("neutral", True))

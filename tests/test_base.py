@@ -283,6 +283,11 @@ def test_fit_and_evaluate(tmp_path: Path, command: Run) -> None:
     card = base.card["validation"]["fused"]["AU12"]["mae"]  # of these few people nothing is led back
     assert table["plain"]["AU12"]["mae"] == pytest.approx(card, abs=2e-2), "half precision apart, the card's"
     assert np.abs(np.array(base.card["readout"]["neutral"]) - KNOTS).max() < 1e-6
+    on = ["--data", folder / "renders", "--output", tmp_path / "more", f"start={folder / 'mine'}"]
+    assert command("base", "fit", *on, *SMALL_ONE).code == 0
+    card = load_base(str(tmp_path / "more" / "more")).card
+    assert card["data"].endswith(f"; no photograph of anybody; started from mine ({base.sha256[:12]})")
+    assert card["recipe"]["start"] == "mine" and str(tmp_path) not in json.dumps(card), "no paths"
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
