@@ -27,7 +27,7 @@ CROP = 112
 POINTS = 478
 """Landmarks of the 'mesh478' scheme."""
 _LEVELS = 5
-KNOWN_SHARE = 0.5
+KNOWN_SHARE = 0.25
 """What is left of the landmarks' own say beside a known neutral: what tells photographs from renders, skin, lashes, make-up, is in the
 person's neutral as well, and falls out of the crop's difference to it (docs/choices.md)."""
 
