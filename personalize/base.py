@@ -233,11 +233,14 @@ def best_thresholds(
     present = (target >= np.where(occurrence > 0, 1, present_at)) & mask
     called = (prediction[..., None] >= grid) & mask[..., None]
     people, own = np.unique(person, return_inverse=True)
-    counts = [np.zeros((len(people), *x.shape[1:])) for x in (present, called, called)]
-    for total, rows in zip(counts, (present, called, called & present[..., None]), strict=True):
-        np.add.at(total, own, rows)
     drawn = np.random.default_rng(0).multinomial(len(people), np.full(len(people), 1 / len(people)), draws)
-    shown, said, both = (np.tensordot(drawn, total, 1) for total in counts)  # (draws, K) and (draws, K, levels)
+
+    def in_draws(rows: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(people), *rows.shape[1:]))
+        np.add.at(total, own, rows)
+        return np.tensordot(drawn, total, 1)
+
+    shown, said, both = in_draws(present), in_draws(called), in_draws(called & present[..., None])
     best = np.where(shown > 0, grid[np.argmax(2 * both / np.maximum(shown[..., None] + said, 1), axis=-1)], 0)
     seen = (shown > 0).sum(0)
     mean = best.sum(0) / np.maximum(seen, 1)
