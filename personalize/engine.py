@@ -398,8 +398,7 @@ class Session:
         assert self.evidence is not None
         settings = self.recipe["gate"]
         trusted = self.trusted if self.neutral is not None else np.ones(len(AUS), np.float32)
-        known = self.base.reliability(), self.base.promise()
-        opened = gate.opening(self.evidence, trusted, *known, settings["closed_agreement"], settings["open_agreement"])
+        opened = gate.opening(self.evidence, trusted, self.base.promise(), settings["closed_agreement"], settings["open_agreement"])
         opened = opened * min(settings["open"], 1.0)
         trust = np.full(len(AUS), settings["trust"], np.float32)
         neutral: dict[str, Tensor] = {}

@@ -6,9 +6,9 @@ Three witnesses are heard for each AU:
                (MAE_base - MAE_personal) / MAE_base. On people with known truth it says nothing of their own frames short of a disaster:
                AUs with a loss there gained more than others. So it only shuts gates of a training that went wrong, with two to three
                times the base's error.
-``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement, a personal
-               model that sees another one is more likely wrong than the base; and where the base is known to read well, so it is when the
-               clip shows little.
+``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement and the
+               personal model none of it, or the opposite, the clip does not say who is right. Short of that it says little: on people with
+               known truth AUs with a correlation of .1 to .8 gained more than others, as it is there that the base misreads the person.
 ``promise``    of the base: how much better it reads this AU of validation people whose neutral it knows. Where that tells it hardly
                anything, nor does a clip.
 
@@ -90,27 +90,20 @@ def _ramp(x: np.ndarray, zero: float, one: float, missing: float) -> np.ndarray:
 def opening(
     evidence: Evidence,
     trusted: np.ndarray | float,
-    reliability: np.ndarray,
     promise: np.ndarray,
-    closed_agreement: float = 0.5,
-    open_agreement: float = 0.85,
+    closed_agreement: float = 0.0,
+    open_agreement: float = 0.5,
 ) -> np.ndarray:
     """(K,) 0-1, how far each gate opens.
 
     trusted: of the neutral, 0-1, (K,) or for all: a doubtful neutral moves an AU the same wrong way in all frames, and no witness would
     notice. Agreement counts as far as the base sees the AU move; from ``closed_agreement`` to ``open_agreement`` the gate goes from shut to
-    open. reliability: (K,) 0-1, how well the base reads an AU of people it has never seen (ICC on validation people): where it reads well,
-    two good readings must agree closely, more agreement is asked for, and a movement counts that is hardly one. promise: (K,) share of the
-    base's error there (1 - ICC) that a known neutral takes away. Where there are no labels, all are multiplied and decided on: a product of
-    0.25 leaves a gate shut, one of 0.75 opens it.
+    open. promise: (K,) share of the base's error on validation people (1 - ICC) that a known neutral takes away. Where there are no labels,
+    all are multiplied and decided on: a product of 0.25 leaves a gate shut, one of 0.75 opens it.
     """
-    known = np.clip(np.nan_to_num(reliability), 0, 1)
-    shut = closed_agreement + (1 - closed_agreement) * 0.8 * known
-    wide = np.maximum(np.maximum(open_agreement, np.minimum(shut + 0.1, 0.99)), shut + 1e-3)
     clear = np.clip((evidence.moves - 0.15) / 0.35, 0, 1)
-    slight = np.clip((evidence.moves - 0.02) / 0.08, 0, 1) * np.clip((known - 0.2) / 0.3, 0, 1)
-    heard = np.where(np.isnan(evidence.agreement), 1.0, np.clip((evidence.agreement - shut) / (wide - shut), 0, 1))
-    agree = 1 - np.maximum(clear, slight) * (1 - heard)
+    wide = max(open_agreement, closed_agreement + 1e-3)
+    agree = 1 - clear * (1 - _ramp(evidence.agreement, closed_agreement, wide, 1.0))
     gain = _ramp(evidence.gain, -2.0, -1.0, 1.0)
     judged = ~np.isnan(evidence.labelled)
     # A mixture of two readings was worse on validation people than either: weak evidence changes nothing, good evidence everything.
