@@ -172,7 +172,7 @@ def rows(found: dict[str, dict[str, Any]]) -> list[list[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=4)
-    parser.add_argument("--generators", default="mesh_warp", help="the first is compared with the others")
+    parser.add_argument("--generators", default="au_residual", help="the first is compared with the others")
     parser.add_argument("--renders", action=argparse.BooleanOptionalAction, default=True, help="the renderer as a last row")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)

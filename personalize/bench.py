@@ -116,7 +116,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[Job]:
         raise ConfigError(f"--seed must be at most 900, not {args.seed}.")
     generators = list(dict.fromkeys(g.strip() for g in args.generators.split(",") if g.strip()))
     if not generators:
-        raise ConfigError("--generators needs at least one name, as in --generators mesh_warp.")
+        raise ConfigError("--generators needs at least one name, as in --generators au_residual.")
     quick = _QUICK if args.quick else []
     asked = ["tracking.wandb='off'", *quick, *args.overrides]
     recipes = {name: load_recipe(args.recipe, [*asked, f"generator.name={name}"], "fit") for name in generators}

@@ -319,6 +319,17 @@ def test_generator_fit_from_end_to_end(command: Callable[..., Said], tmp_path: P
     assert float((batch["guide"] - batch["target"]).abs().mean()) < 0.06
 
 
+def test_a_network_that_corrects_nothing_is_not_written() -> None:
+    same = {"error": 0.0142, "guide_error": 0.0142, "texture": 1.0009, "guide_texture": 1.0009}
+    _residual_fit.refuse_idle(same | {"error": 0.0143}, 0.002)  # worse, but alive: the card says so
+    _residual_fit.refuse_idle(same | {"texture": 0.982}, 0.002)
+    why = "the training went wrong, the network corrects nothing: train it again with a smaller optim.lr than 0.002."
+    for dead in (same, same | {"error": float("nan")}):
+        with pytest.raises(ConfigError) as error:
+            _residual_fit.refuse_idle(dead, 0.002)
+        assert str(error.value) == why
+
+
 def test_people_whom_the_tracker_does_not_find_make_no_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of a shard's, or all of one; a split needs some. What a killed run left is none."""
     found = [{f: np.zeros(shape, kind) for f, (kind, shape) in _residual_fit.FIELDS.items()}]

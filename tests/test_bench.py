@@ -357,7 +357,7 @@ def test_command_writes_everything_and_resumes(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"generators": " , "}, "--generators needs at least one name, as in --generators mesh_warp."),
+        ({"generators": " , "}, "--generators needs at least one name, as in --generators au_residual."),
         ({"seed": 901}, "--seed must be at most 900, not 901."),
         ({"generators": "mesh_wrap"}, "Did you mean 'mesh_warp'?"),
         ({"overrides": ["optim.lrr=1"]}, "lrr"),

@@ -32,7 +32,7 @@ from personalize.reader import Reader, batch_of, lasting, without_rest
 from personalize.tracks import observe
 from personalize.video import open_media
 from personalize.weights import load_base
-from personalize_plugins.generators.mesh_warp import MeshWarp
+from personalize_plugins.generators.au_residual import AuResidual
 
 K = len(AUS)
 Run = Callable[..., Said]
@@ -150,7 +150,7 @@ def test_what_is_written(unbroken: Path) -> None:
     for place in pictures:  # the record that every picture carries
         with Image.open(unbroken / place) as picture:
             record = json.loads(picture.info["personalize"])
-            assert record["asked"] == picture.info["caption"] and record["generator"] == "mesh_warp" and record["synthetic"] is True
+            assert record["asked"] == picture.info["caption"] and record["generator"] == "au_residual" and record["synthetic"] is True
         assert record["source"]["file"] == "face.mp4" and len(record["source"]["sha256"]) == 64
     assert not {p for p in there - pictures if p.split("/")[0] not in ("profile", "metrics.json", "report.html", "recipe.yaml", "logs")}
     assert {p.name for p in unbroken.iterdir()} == {"profile", "metrics.json", "report.html", "recipe.yaml", "logs", "samples"}
@@ -161,7 +161,7 @@ def test_what_is_written(unbroken: Path) -> None:
     assert profile.name == "her" and profile.adapter == "lora" and profile.delta
     assert profile.gate.shape == (K,) and profile.gate.min() >= 0 and profile.gate.max() <= 1
     assert profile.provenance["frames"] == 45 and profile.provenance["clip"] == "face.mp4"
-    assert profile.plugins["generators/mesh_warp"] == profile.plugins["regularizers/lwf"] == f"personalize {__version__}"
+    assert profile.plugins["generators/au_residual"] == profile.plugins["regularizers/lwf"] == f"personalize {__version__}"
     page = (unbroken / "report.html").read_text()
     assert f"personalize {__version__}<" in page and f"--profile {unbroken.parent}<" in page and ">Training<" in page
     metrics = json.loads((unbroken / "metrics.json").read_text())
@@ -203,13 +203,13 @@ def test_the_recipe_that_is_written_gives_the_same_run(
 def test_samples_are_generated_once(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another fit of the same clip takes them from the first; another seed or option of the generator, or a neutral named, does not."""
     asked: list[int] = []
-    whole = MeshWarp.generate
+    whole = AuResidual.generate
 
-    def counted(self: MeshWarp, requests: list[Any]) -> list[Any]:
+    def counted(self: AuResidual, requests: list[Any]) -> list[Any]:
         asked.append(len(requests))
         return whole(self, requests)
 
-    monkeypatch.setattr(MeshWarp, "generate", counted)
+    monkeypatch.setattr(AuResidual, "generate", counted)
     assert fit("optim.max_steps=2").code == 0 and sum(asked) == 12
     assert fit("optim.max_steps=2").code == 0 and sum(asked) == 12
     runs = tmp_path / "runs" / "her"
@@ -425,8 +425,8 @@ def test_two_ranks_step_as_one_process_on_both_batches(tmp_path: Path) -> None:
 def test_labels_are_learned_from(face_clip: Clip, fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of half of the frames: they are trained on, those of the held-out frames are the evidence, and no generator sees these."""
     au, given = AUS.index(12), []
-    prepare = MeshWarp.prepare
-    monkeypatch.setattr(MeshWarp, "prepare", lambda self, identity, seed: given.append(identity) or prepare(self, identity, seed))
+    prepare = AuResidual.prepare
+    monkeypatch.setattr(AuResidual, "prepare", lambda self, identity, seed: given.append(identity) or prepare(self, identity, seed))
     rows = [f"{i},{2.5 if i % 2 else 0.0},{face_clip.target[i, au]:.2f}" for i in range(40)] + ["900,1,1"]
     (tmp_path / "labels.csv").write_text("frame,AU06,AU12\n" + "\n".join(rows) + "\n")
     said = fit("--labels", "labels.csv", "optim.max_steps=2")
@@ -528,14 +528,14 @@ def test_regularizers_hold_to_the_base_in_every_round(fit: Run, tmp_path: Path) 
 
 
 def test_a_generator_without_pictures_is_told_of(fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MeshWarp, "generate", lambda self, requests: [None for _ in requests])
-    monkeypatch.setattr(MeshWarp, "content", lambda self: "of this test alone")
+    monkeypatch.setattr(AuResidual, "generate", lambda self, requests: [None for _ in requests])
+    monkeypatch.setattr(AuResidual, "content", lambda self: "of this test alone")
     said = fit("optim.max_steps=2")
-    line = "generator mesh_warp made none of 12 pictures; the fit learns from the clip's calm frames, labels and rehearsal alone"
+    line = "generator au_residual made none of 12 pictures; the fit learns from the clip's calm frames, labels and rehearsal alone"
     assert said.code == 0 and warned(said).count(line) == 1
-    assert "generator mesh_warp made none of 12 pictures" in (tmp_path / "runs/her/v1/report.html").read_text()
+    assert "generator au_residual made none of 12 pictures" in (tmp_path / "runs/her/v1/report.html").read_text()
     assert not any("made none" in w for w in warned(fit("--generator", "replay_only", "optim.max_steps=2")))
-    other = engine.no_pictures({"generator": {"name": "mesh_warp", "samples": 240}, "tracker": {"name": "face_alignment"}}, "ibug68")
+    other = engine.no_pictures({"generator": {"name": "au_residual", "samples": 240}, "tracker": {"name": "face_alignment"}}, "ibug68")
     assert ": those of tracker face_alignment are not the 478 points that most generators need; the fit" in other
 
 

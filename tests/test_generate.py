@@ -525,7 +525,7 @@ def test_the_clip_says_the_size_of_faces_only_where_nobody_else_does(tmp_path: P
     for name, overrides, wanted in (
         ("default", [], True),
         ("default", ["generator.options.sources=3"], True),
-        ("default", ["generator=au_residual"], True),
+        ("default", ["generator=mesh_warp"], True),
         ("default", ["generator.options.size=160"], False),  # the default, but said
         (str(recipe), [], False),
         ("default", ["generator=pix2pix"], False),
@@ -566,7 +566,7 @@ def test_a_tracker_without_depth_gets_no_pictures(face_clip: Clip, tmp_path: Pat
     words = ["--tracker", "flat", "--plugins", plugin, "--output", tmp_path / "out"]
     said = command("generate", "--identity", face_clip.path, "--aus", "AU12=3", *words)
     why = "could make none of the pictures asked for from face.mp4: it needs a tracker of 478 points with depth, as mediapipe."
-    assert said.code == 2 and said.err[-1] == f"error: mesh_warp {why}" and not (tmp_path / "out").exists()
+    assert said.code == 2 and said.err[-1] == f"error: au_residual {why}" and not (tmp_path / "out").exists()
 
 
 def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_pictures_labels_and_sheet(command: Command, face_clip: Clip, tmp_path: 
     # An intensity of 1 is not the presence that a column of zeros and ones without "_r" would be taken for.
     assert not read_labels(out / "labels.csv").occurrence.any()
     record = json.loads(Image.open(out / "images" / "00000.png").info["personalize"])
-    assert record["synthetic"] is True and record["tool"].startswith("personalize ") and record["generator"] == "mesh_warp"
+    assert record["synthetic"] is True and record["tool"].startswith("personalize ") and record["generator"] == "au_residual"
     assert record["source"] == {"file": "face.mp4", "sha256": hashlib.sha256(face_clip.path.read_bytes()).hexdigest()}
     assert record["aus"] == {"AU12": 1.0} and set(record["pose"]) == {"pitch", "yaw", "roll"} and record["seed"] == 0
     for file in ("masks/00001.png", "sheet.png"):

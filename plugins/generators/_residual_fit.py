@@ -315,8 +315,18 @@ def pretrain(recipe: dict[str, Any], folder: Path, data_folder: Path | None = No
     net: ResidualNet = module.average.module.eval()  # type: ignore[assignment]
     if trainer.global_rank:  # the first one measures and writes
         return folder / f"{recipe['generator']['name']}.safetensors"
+    figures = judge(net, validation)
+    refuse_idle(figures["mean"], optim["lr"])
     data = f"{len(train)} pairs of rendered pictures of {len(np.unique(train.data['person']))} people"
-    return write(folder, net, net.config, data, recipe, started, judge(net, validation))
+    return write(folder, net, net.config, data, recipe, started, figures)
+
+
+def refuse_idle(mean: dict[str, float], lr: float) -> None:
+    """Raise ConfigError for a network that leaves every picture as it is, or makes none: too long a step can end there, and nothing leads
+    back. mean: as :func:`judge` gives it."""
+    same = mean["error"] == mean["guide_error"] and mean["texture"] == mean["guide_texture"]
+    if same or not np.isfinite(mean["error"]):
+        raise ConfigError(f"the training went wrong, the network corrects nothing: train it again with a smaller optim.lr than {lr:g}.")
 
 
 def write(
