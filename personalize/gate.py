@@ -8,7 +8,7 @@ Three witnesses are heard for each AU:
                times the base's error.
 ``agreement``  on the clip's own frames: correlation of the personal with the base reading. Where the base sees a clear movement and the
                personal model none of it, or the opposite, the clip does not say who is right. Short of that it says little: on people with
-               known truth AUs with a correlation of .1 to .8 gained more than others, as it is there that the base misreads the person.
+               known truth AUs with a correlation of up to .8 gained more than others: there the base misreads the person.
 ``promise``    of the base: how much better it reads this AU of validation people whose neutral it knows. Where that tells it hardly
                anything, nor does a clip.
 
