@@ -578,8 +578,9 @@ def _page(data: Mapping[str, Any]) -> str:
             "Action Units",
             _aus(data["aus"]) if data.get("aus") else "",
             "Gate: the share of the personal reading in the result; 0 leaves the base as it is. It opens where the AU rests in the neutral "
-            "and knowing a neutral is known to help the base (rests, helps), unless the readings disagree on an AU that moves (agreement, "
-            "moves), or training went wrong (a gain on held-out samples below -1). Labels, where there are enough, decide alone.",
+            "and knowing a neutral is known to help the base (rests, helps), unless the personal reading shows nothing of a clear "
+            "movement, or the opposite (agreement, moves), or training went wrong (a gain on held-out samples below -1). "
+            "Labels, where there are enough, decide alone.",
         )
     )
     for table in data.get("tables") or ():
