@@ -252,17 +252,17 @@ def main() -> None:
     _, moves = controls()
     matrices = au_matrix()
     meshes = np.stack([np.einsum("kc,cvx->kvx", m, moves) for m in matrices])
-    jaw, part = np.zeros(len(moves)), np.zeros(len(moves))
-    jaw[_control("jawOpen")] = 1.0
+    jaw, part, shut = np.zeros((3, len(moves)))
+    jaw[_control("jawOpen")] = shut[_control("mouthClose")] = 1.0
     part[_control("mouthLowerDown")], part[_control("mouthUpperUp")] = 0.35, 0.2
-    extra = np.stack([np.einsum("c,cvx->vx", c, moves) for c in (jaw, part)])
+    extra = np.stack([np.einsum("c,cvx->vx", c, moves) for c in (jaw, part, shut)])
     p = probes()
     every = np.concatenate([meshes.sum(0), extra])
     opening = np.stack(
         [every[:, p["lower_lip"], 1].mean(1) - every[:, p["upper_lip"], 1].mean(1), every[:, p["chin"], 1].mean(1)], 1
-    )  # (K + 2, 2) mm: lip gap, chin drop
+    )  # (K + 3, 2) mm: lip gap, chin drop
     au_fields = canonical(meshes)
-    jaw_field, part_field = canonical(extra)
+    jaw_field, part_field, shut_field = canonical(extra)
     faces, groups = triangulation()
     maps, pebbled = wrinkles(60)
     tracked = tracked_fields(options.moved, tracker)
@@ -284,6 +284,7 @@ def main() -> None:
         au_fields=au_fields.astype(np.float16),
         jaw_open=jaw_field.astype(np.float16)[None],
         lips_part=part_field.astype(np.float16)[None],
+        lips_shut=shut_field.astype(np.float16)[None],
         opening_mm=opening.astype(np.float32),
         tracked_fields=tracked.astype(np.float16),
         agreement=agreement,

@@ -72,8 +72,8 @@ class Mesh:
     """The shipped asset. N = 478 points, K AUs. Canonical units (geometry.canonical) unless said otherwise.
 
     mean: (N, 3) the mean synthetic head's points. fields: (2, K, N, 3) displacement at intensity 5 by the subject's left and right half of
-    the face. jaw, part: (N, 3) of the jaw's and the lips' opening at full control. opening: (K + 2, 2) mm of lip gap and chin drop of each
-    AU at intensity 5, of jaw and part. unit: mm. tracked: (K, N, 3) mean displacement that the tracker reports for one unit of intensity.
+    the face. jaw, part, shut: (N, 3) of the jaw's and the lips' opening, and of the lips' closing before a dropped jaw, at full control.
+    opening: (K + 3, 2) mm of lip gap and chin drop of each AU at intensity 5, of jaw, part and shut. unit: mm. tracked: (K, N, 3) mean displacement that the tracker reports for one unit of intensity.
     chart: (N, 2) 0-1. relief: (W, S, S) mm of AUs ``relief_aus``; pebbled: (S, S). faces: (M, 3); groups: (M,).
     """
 
@@ -81,6 +81,7 @@ class Mesh:
     fields: np.ndarray
     jaw: np.ndarray
     part: np.ndarray
+    shut: np.ndarray
     opening: np.ndarray
     unit: float
     tracked: np.ndarray
@@ -101,6 +102,7 @@ def load_mesh() -> Mesh:
             fields=data["au_fields"].astype(np.float32),
             jaw=data["jaw_open"][0].astype(np.float32),
             part=data["lips_part"][0].astype(np.float32),
+            shut=data["lips_shut"][0].astype(np.float32),
             opening=data["opening_mm"],
             unit=float(data["unit_mm"]),
             tracked=data["tracked_fields"].astype(np.float32),
@@ -143,8 +145,8 @@ def _millimetres(intensity: float, start: float, span: float, power: float) -> f
 def displacement(strength: np.ndarray, jaw: float = 0.0, part: float = 0.0, aperture: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
     """(478, 3) displacement in canonical units.
 
-    strength: (2, K) intensities 0-5 of the subject's left and right half. jaw, part: 0-1. aperture: this person's lid opening relative to
-    the mean head's, left and right; the closing of the eyes scales with it.
+    strength: (2, K) intensities 0-5 of the subject's left and right half. jaw, part: 0-1, the lips below 0 shut
+    before a jaw that drops. aperture: this person's lid opening relative to the mean head's, left and right; the closing of the eyes scales with it.
     """
     mesh = load_mesh()
     scaled = strength / MAX_INTENSITY
@@ -153,7 +155,7 @@ def displacement(strength: np.ndarray, jaw: float = 0.0, part: float = 0.0, aper
     move = np.einsum("sk,sknx->nx", scaled[:, asked], mesh.fields[:, asked])
     for side in (0, 1):
         move += (aperture[side] - 1.0) * scaled[side, _AU43] * mesh.fields[side, _AU43]
-    return np.asarray(move + jaw * mesh.jaw + part * mesh.part, np.float32)
+    return np.asarray(move + jaw * mesh.jaw + (part * mesh.part if part > 0 else -part * mesh.shut), np.float32)
 
 
 def aperture(points: np.ndarray, side: int) -> float:
@@ -480,21 +482,24 @@ class MeshWarp(Generator):
     @staticmethod
     def _mouth(delta: np.ndarray, asked: np.ndarray) -> tuple[float, float, float, float]:
         """Controls of jaw and lips that bring AU25 and AU26 to what is asked, and the gap and drop in mm that come out."""
-        opening = load_mesh().opening
+        *of_aus, of_jaw, of_part, of_shut = load_mesh().opening
         share = delta / MAX_INTENSITY
         share[[_AU25, _AU26]] = 0
-        gap, drop = (float(v) for v in share @ opening[: len(AUS)])
+        gap, drop = (float(v) for v in share @ np.stack(of_aus))
         jaw = part = 0.0
         if asked[_AU26] and delta[_AU26] > 0:
-            jaw = max(0.0, (_millimetres(delta[_AU26], _JAW_FROM, _JAW_SPAN, _JAW_POWER) - max(drop, 0.0)) / opening[-2, 1])
-        gap, drop = gap + jaw * opening[-2, 0], drop + jaw * opening[-2, 1]
-        if asked[_AU25] and delta[_AU25] > 0:
-            missing = _millimetres(delta[_AU25], _LIP_FROM, _LIP_SPAN, _LIP_POWER) - max(gap, 0.0)
-            part = float(np.clip(missing / opening[-1, 0], -2.0, 1.6))
-            rest = max(0.0, missing - part * opening[-1, 0])  # lips alone part only so far: the jaw gives the rest
-            more = rest / opening[-2, 0] if not asked[_AU26] else 0.0
+            jaw = max(0.0, (_millimetres(delta[_AU26], _JAW_FROM, _JAW_SPAN, _JAW_POWER) - max(drop, 0.0)) / of_jaw[1])
+        gap, drop = gap + jaw * of_jaw[0], drop + jaw * of_jaw[1]
+        missing = _millimetres(delta[_AU25], _LIP_FROM, _LIP_SPAN, _LIP_POWER) - max(gap, 0.0) if asked[_AU25] else 0.0
+        if missing < 0:  # lips that are to part less than that, or to stay shut, close again
+            part = max(missing / -of_shut[0], -1.0)
+            gap, drop = gap - part * of_shut[0], drop - part * of_shut[1]
+        elif missing > 0:
+            part = min(missing / of_part[0], 1.6)
+            rest = missing - part * of_part[0]  # lips alone part only so far: the jaw gives the rest
+            more = rest / of_jaw[0] if not asked[_AU26] else 0.0
             jaw += more
-            gap, drop = gap + part * opening[-1, 0] + more * opening[-2, 0], drop + part * opening[-1, 1] + more * opening[-2, 1]
+            gap, drop = gap + part * of_part[0] + more * of_jaw[0], drop + part * of_part[1] + more * of_jaw[1]
         return float(jaw), float(part), gap, drop
 
     def render(
