@@ -125,10 +125,11 @@ def test_fields_are_the_synthetic_heads_displacements() -> None:
         expected = (points(b) - points(a)) @ pose.rotation / pose.scale
         got = displacement(np.tile(aus[1], (2, 1)))
         assert np.abs(got - expected).max() < 2e-3, au  # float16, and the cap on the blink
-    opened = np.zeros((1, len(controls()[0])), np.float32)
-    opened[0, controls()[0].index("jawOpen")] = 1.0
-    expected = (points(person.mesh(opened)[0]) - points(person.neutral)) @ pose.rotation / pose.scale
-    assert np.abs(displacement(np.zeros((2, len(AUS))), jaw=1.0) - expected).max() < 2e-3
+    for name, by in (("jawOpen", {"jaw": 1.0}), ("mouthClose", {"part": -1.0})):
+        opened = np.zeros((1, len(controls()[0])), np.float32)
+        opened[0, controls()[0].index(name)] = 1.0
+        expected = (points(person.mesh(opened)[0]) - points(person.neutral)) @ pose.rotation / pose.scale
+        assert np.abs(displacement(np.zeros((2, len(AUS))), **by) - expected).max() < 2e-3, name
 
 
 def test_mesh_is_the_face() -> None:
@@ -250,6 +251,20 @@ def test_open_mouth_is_dark_inside() -> None:
     x, y = np.round(middle + (0, 3)).astype(int)
     lip = np.round(points[17, :2] - (0, 2)).astype(int)
     assert sample.image[y, x].mean() < 0.7 * sample.image[lip[1], lip[0]].mean()
+
+
+def test_jaw_drops_behind_lips_that_are_asked_to_stay_shut() -> None:
+    """As the tracker sees it: without a word on the lips they part."""
+    rest, shut, parted = (observe(image) for image in (view(), make({25: 0.0, 26: 3.0}).image, make({26: 3.0}).image))
+    scale = geometry.fit_pose(rest.image_landmarks).scale / load_mesh().unit
+
+    def opened(o: Observation) -> tuple[float, float]:
+        points = o.image_landmarks[:, 1] / scale
+        return points[14] - points[13], points[152] - points[1]
+
+    gap, drop = (np.array(v) for v in zip(*(opened(o) for o in (rest, shut, parted)), strict=True))
+    assert gap[1] - gap[0] < 2.0 and gap[2] - gap[0] > 6.0, gap
+    assert min(drop[1:]) - drop[0] > 6.0, drop
 
 
 def test_teeth_stand_side_by_side() -> None:
