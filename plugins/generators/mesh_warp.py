@@ -57,6 +57,9 @@ _LIP_FROM, _LIP_SPAN, _LIP_POWER = 0.6, 13.4, 0.7  # AU25 and AU26 in mm, as per
 _JAW_FROM, _JAW_SPAN, _JAW_POWER = 1.5, 22.5, 0.8
 _GREY = 2  # levels between the channels of a picture without colours, at most
 _ROWS = 16384  # that cv2.remap takes at once: it refuses 32767
+CROWDED, FINE = 0.6, 3
+"""By how much more or less than a pixel's step the source may go on from one pixel to the next where one place of it is enough; else places
+to a pixel's side."""
 _AU25, _AU26, _AU43 = AUS.index(25), AUS.index(26), AUS.index(43)
 
 
@@ -73,8 +76,9 @@ class Mesh:
 
     mean: (N, 3) the mean synthetic head's points. fields: (2, K, N, 3) displacement at intensity 5 by the subject's left and right half of
     the face. jaw, part, shut: (N, 3) of the jaw's and the lips' opening, and of the lips' closing before a dropped jaw, at full control.
-    opening: (K + 3, 2) mm of lip gap and chin drop of each AU at intensity 5, of jaw, part and shut. unit: mm. tracked: (K, N, 3) mean displacement that the tracker reports for one unit of intensity.
-    chart: (N, 2) 0-1. relief: (W, S, S) mm of AUs ``relief_aus``; pebbled: (S, S). faces: (M, 3); groups: (M,).
+    opening: (K + 3, 2) mm of lip gap and chin drop of each AU at intensity 5, of jaw, part and shut. unit: mm. tracked: (K, N, 3) mean
+    displacement that the tracker reports for one unit of intensity. chart: (N, 2) 0-1. relief: (W, S, S) mm of AUs ``relief_aus``; pebbled:
+    (S, S). faces: (M, 3); groups: (M,).
     """
 
     mean: np.ndarray
@@ -145,8 +149,8 @@ def _millimetres(intensity: float, start: float, span: float, power: float) -> f
 def displacement(strength: np.ndarray, jaw: float = 0.0, part: float = 0.0, aperture: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
     """(478, 3) displacement in canonical units.
 
-    strength: (2, K) intensities 0-5 of the subject's left and right half. jaw, part: 0-1, the lips below 0 shut
-    before a jaw that drops. aperture: this person's lid opening relative to the mean head's, left and right; the closing of the eyes scales with it.
+    strength: (2, K) intensities 0-5 of the subject's left and right half. jaw, part: 0-1, part below 0: lips shut before a jaw that drops.
+    aperture: this person's lid opening relative to the mean head's, left and right; the closing of the eyes scales with it.
     """
     mesh = load_mesh()
     scaled = strength / MAX_INTENSITY
@@ -744,37 +748,17 @@ class _Flow:
         depth[groups == EYE] += 1e3  # a lid lies over the ball
         depth[groups == MOUTH] += 1e3
         depth[over] -= 2.0  # where they meet, the upper lid and the upper lip end over the lower: one line, not dots
-        order = np.argsort(-depth, kind="stable")
-        canvas = np.full((size, size), -1, np.int32)
-        corners = np.round(self.target[faces] * 16).astype(np.int32)
         a, b, c = (self.target[faces[:, i]] for i in range(3))
         area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-        order = order[np.abs(area[order]) > 1e-3]
-        for f, corner in zip(order.tolist(), corners[order], strict=True):
-            cv2.fillConvexPoly(canvas, corner, f, cv2.LINE_8, 4)
+        order = np.argsort(-depth, kind="stable")
+        self.order = order[np.abs(area[order]) > 1e-3]
+        self.faces, self.groups, self.area = faces, groups, area
+        self.shift, self.ball = origin - self.target, (source - still)[:, :2].astype(np.float32)
+        self.closing = closing
+        canvas = self._drawn(1)
         self.rows, self.columns = np.nonzero(canvas >= 0)
         self.face = canvas[self.rows, self.columns]
-        self.faces, self.groups = faces, groups
-        index = faces[self.face]
-        x, y = self.columns.astype(np.float32), self.rows.astype(np.float32)
-        pa, pb, pc = (self.target[index[:, i]] for i in range(3))
-        inverse = 1.0 / area[self.face]
-        wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) * inverse
-        wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) * inverse
-        # pixels on a border may lie a little outside their triangle: no extrapolation, which slivers would carry far
-        self.weights = np.stack([1 - wb - wc, wb, wc], 1).clip(0, 1)
-        self.weights /= self.weights.sum(1, keepdims=True)
-        self.index = index
-        shift = origin[index] - self.target[index]
-        eye = groups[self.face] == EYE
-        if eye.any():
-            # lids that close slide over the ball, which stays
-            right = np.isin(index, np.concatenate([_LIDS[1][0], _LIDS[1][1]])).any(1)
-            for side in (0, 1):
-                if closing[side]:
-                    these = eye & (right == bool(side))
-                    shift[these] = (source[index[these], :2] - still[index[these], :2]).astype(np.float32)
-        moved = np.einsum("nkx,nk->nx", shift, self.weights)
+        moved, self.index, self.weights = self._moved(self.columns.astype(np.float32), self.rows.astype(np.float32), self.face)
         flow = np.zeros((size, size, 2), np.float32)
         flow[self.rows, self.columns] = moved
         # Where a turned face covers its surroundings the flow jumps: softened, the edge does not look cut out.
@@ -784,10 +768,65 @@ class _Flow:
         flow += soft * (cv2.GaussianBlur(flow, (0, 0), 1.2) - flow)
         x_axis = np.arange(size, dtype=np.float32)
         self.map_x, self.map_y = flow[..., 0] + x_axis, flow[..., 1] + x_axis[:, None]
+        self._refine(flow, soft[..., 0])
+
+    def _drawn(self, fine: int) -> np.ndarray:
+        """(size * fine, size * fine) which face is in front at so many places to a pixel's side, -1 where none is."""
+        canvas = np.full((self.size * fine, self.size * fine), -1, np.int32)
+        corners = np.round((self.target[self.faces] * fine + (fine - 1) / 2) * 16).astype(np.int32)
+        for f, corner in zip(self.order.tolist(), corners[self.order], strict=True):
+            cv2.fillConvexPoly(canvas, corner, f, cv2.LINE_8, 4)
+        return canvas
+
+    def _moved(self, x: np.ndarray, y: np.ndarray, face: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(n, 2) from where, relative to it, a place (n,) in a face (n,) comes; the face's corners and their weights, (n, 3) each."""
+        index = self.faces[face]
+        pa, pb, pc = (self.target[index[:, i]] for i in range(3))
+        inverse = 1.0 / self.area[face]
+        wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) * inverse
+        wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) * inverse
+        # places on a border may lie a little outside their triangle: no extrapolation, which slivers would carry far
+        weights = np.stack([1 - wb - wc, wb, wc], 1).clip(0, 1)
+        weights /= weights.sum(1, keepdims=True)
+        shift = self.shift[index]
+        eye = self.groups[face] == EYE
+        if eye.any():
+            # lids that close slide over the ball, which stays
+            right = np.isin(index, np.concatenate([_LIDS[1][0], _LIDS[1][1]])).any(1)
+            for side in (0, 1):
+                if self.closing[side]:
+                    these = eye & (right == bool(side))
+                    shift[these] = self.ball[index[these]]
+        return np.einsum("nkx,nk->nx", shift, weights), index, weights
+
+    def _refine(self, flow: np.ndarray, soft: np.ndarray) -> None:
+        """Where more than a pixel of the source falls on one (a lid over the ball, the corners of a mouth), a pixel is the mean of several
+        places: one place alone gives dots and jags. flow: (S, S, 2); soft: (S, S) where its edge has been softened."""
+        steps = np.zeros(flow.shape[:2], np.float32)
+        for axis in (0, 1):
+            step = np.linalg.norm(np.diff(flow, axis=axis), axis=-1)
+            steps = np.maximum(steps, np.maximum(*(np.pad(step, [w if a == axis else (0, 0) for a in (0, 1)]) for w in ((0, 1), (1, 0)))))
+        crowded = (steps > CROWDED) & (soft < 0.01)
+        crowded[self.rows, self.columns] &= self.groups[self.face] != AROUND
+        self.crowded = np.nonzero(crowded)
+        rows, columns = self.crowded
+        places = (np.arange(FINE) - (FINE - 1) / 2) / FINE
+        y, x = (v.ravel() for v in np.meshgrid(np.arange(FINE), np.arange(FINE), indexing="ij"))
+        at_y, at_x = (rows[:, None] + places[y]).astype(np.float32), (columns[:, None] + places[x]).astype(np.float32)
+        if len(rows):
+            face = self._drawn(FINE)[rows[:, None] * FINE + y, columns[:, None] * FINE + x]
+            moved = np.zeros((*face.shape, 2), np.float32)
+            moved[face >= 0] = self._moved(at_x[face >= 0], at_y[face >= 0], face[face >= 0])[0]
+            at_x, at_y = at_x + moved[..., 0], at_y + moved[..., 1]
+        self.places_x, self.places_y = at_x, at_y
 
     def warp(self, image: np.ndarray) -> np.ndarray:
-        """The source's pixels in their new places."""
-        return np.asarray(cv2.remap(image, self.map_x, self.map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101))
+        """The source's pixels in their new places, uint8."""
+        out = cv2.remap(image, self.map_x, self.map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        if len(self.crowded[0]):
+            found = cv2.remap(image, self.places_x, self.places_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+            out[self.crowded] = np.round(found.astype(np.float32).mean(1)).astype(np.uint8)
+        return np.asarray(out)
 
     def skin(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """rows, columns, (n, 3) weights and (n, 3) corners of the pixels of the face's skin."""
