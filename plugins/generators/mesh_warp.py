@@ -554,9 +554,9 @@ class MeshWarp(Generator):
         fine, mask = 4, None
         for side in (0, 1):
             if shut[side] > 0.5:
-                upper, _, (outer, inner) = _LIDS[side]
+                upper = _LIDS[side][0]  # not to the corners, which lie a little lower: a line with hooks
                 mask = np.zeros((image.shape[0] * fine, image.shape[1] * fine), np.uint8) if mask is None else mask
-                line = np.round((target[[outer, *upper, inner], :2] * fine + (fine - 1) / 2) * 16).astype(np.int32)
+                line = np.round((target[upper, :2] * fine + (fine - 1) / 2) * 16).astype(np.int32)
                 cv2.polylines(mask, [line], False, int(255 * (2 * shut[side] - 1)), 2 * fine - 2, cv2.LINE_AA, 4)
         if mask is None:
             return image
