@@ -253,6 +253,37 @@ def test_open_mouth_is_dark_inside() -> None:
     assert sample.image[y, x].mean() < 0.7 * sample.image[lip[1], lip[0]].mean()
 
 
+def test_what_is_crowded_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lids that close, of a picture of noise: nearer to the same picture drawn three times as large and made small than one place a pixel
+    is, and elsewhere one place a pixel as ever."""
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    made: list[Any] = []
+    warp = mesh_warp._Flow.warp
+    monkeypatch.setattr(mesh_warp._Flow, "warp", lambda self, image: made.append(self) or warp(self, image))
+    make({43: 4.0})
+    (flow,) = made
+    once = cv2.remap(noise, flow.map_x, flow.map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    several, inside = flow.warp(noise), np.zeros((160, 160), bool)
+    inside[flow.crowded] = True
+    assert 100 < inside.sum() < 2000
+    assert np.array_equal(several[~inside], once[~inside])
+
+    def large(points: np.ndarray) -> np.ndarray:
+        return np.concatenate([3 * points[:, :2] + 1, 3 * points[:, 2:]], 1)
+
+    generator = MeshWarp(gain_spread=0.0)
+    generator.prepare(identity(), 0)
+    drawn = generator._sources[0]
+    strength = np.zeros((2, len(AUS)))
+    strength[:, AUS.index(43)] = 4
+    *_, rigid, target = generator._motion(drawn, strength, 0.0, 0.0, (0.0, 0.0))
+    big = mesh_warp._Flow(large(drawn.points), large(target), large(drawn.points + rigid), [True, True], 480, np.array([0.8, 0.8]))
+    fine = cv2.remap(cv2.resize(noise, (480, 480), interpolation=cv2.INTER_LINEAR), big.map_x, big.map_y, cv2.INTER_LINEAR)
+    oracle = cv2.resize(fine, (160, 160), interpolation=cv2.INTER_AREA).astype(float)
+    off = [np.abs(x[inside] - oracle[inside]).mean() for x in (several, once)]
+    assert off[0] < 0.4 * off[1], off
+
+
 def test_jaw_drops_behind_lips_that_are_asked_to_stay_shut() -> None:
     """As the tracker sees it: without a word on the lips they part."""
     rest, shut, parted = (observe(image) for image in (view(), make({25: 0.0, 26: 3.0}).image, make({26: 3.0}).image))
