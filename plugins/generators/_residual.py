@@ -3,11 +3,12 @@
 The warp (mesh_warp) moves pixels and shades by a formula. The network adds what a formula cannot know, AU by AU, each inside the support of
 that AU and in proportion to its change ``c_k(x)`` = support x change / 5:
 
-    picture = (1 - a) * guide(x + sum_k c_k V_k) * exp(sum_k c_k M_k (R_k + D_k)) + a * F
+    picture = guide(x + sum_k c_k V_k) * exp(sum_k c_k M_k (R_k + D_k))
 
 with the residual flow V_k, attention masks M_k in 0-1, log-ratio shading R_k (three colours at half resolution; ratio images carry over
-between skins, Liu, Shan & Zhang, 2001) and its detail D_k (brightness at full resolution), and a fill head: colours F with opacity a inside
-mouth and eyes. Where nothing is asked for all c_k are zero and the picture is the guide, exactly.
+between skins, Liu, Shan & Zhang, 2001) and its detail D_k (brightness at full resolution). Where nothing is asked for all c_k are zero and
+the picture is the guide, exactly. Inside mouth and eyes it is, too: teeth and eyes are this person's, and those of rendered people, which
+the network would paint there, are grey beside a photograph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ SIDE = 160
 HALF = SIDE // 2
 K = len(AUS)
 MAPS = 13
-"""Channels beside the K changes: place on the face (3), normal (3), parts (4), flow (2), where the fill head may paint (1)."""
+"""Channels beside the K changes: place on the face (3), normal (3), parts (4), flow (2), inside mouth and eyes (1)."""
+BRIGHTEST = 0.2
+"""Log of the most that the network may brighten: more makes embers of lashes and of the corners of shut eyes, which are dark."""
 GLOBAL = K + 8
 """What is said of the whole picture: the changes (K), light (4), turn (2), jaw and lips (2)."""
 _FLOW_UNIT = 0.05
@@ -86,8 +89,7 @@ def conditions(drawn: _Drawn, strength: np.ndarray) -> tuple[np.ndarray, np.ndar
     maps[..., 10:12] = moved / (_FLOW_UNIT * SIDE)
     inner = np.zeros((HALF, HALF), np.float32)
     inner[rows, columns] = (group == MOUTH) | (group == EYE)
-    inner = cv2.GaussianBlur(cv2.dilate(inner, np.ones((3, 3), np.uint8)), (0, 0), 1.0)
-    maps[..., 12] = inner * min(1.0, 4 * float(np.abs(strength).max()) / MAX_INTENSITY)
+    maps[..., 12] = cv2.GaussianBlur(cv2.dilate(inner, np.ones((3, 3), np.uint8)), (0, 0), 1.0)
     return changes.transpose(2, 0, 1), maps.transpose(2, 0, 1)
 
 
@@ -129,7 +131,7 @@ class ResidualNet(nn.Module):
         self.down1, self.down2, self.down3 = _Block(a, a, said), _Block(a, b, said), _Block(b, c, said)
         self.middle = _Block(c, c, said)
         self.up2, self.up1 = _Block(c + b, b, said), _Block(b + a, a, said)
-        self.heads = nn.Conv2d(a, K * 6 + 4, 1)  # R (3), M, V (2) of each AU; F (3) and a
+        self.heads = nn.Conv2d(a, K * 6, 1)  # R (3), M, V (2) of each AU
         self.detail = nn.Sequential(nn.Conv2d(a // 4 + 4, 12, 3, 1, 1), nn.LeakyReLU(0.1), nn.Conv2d(12, K, 1))
         for last in (self.heads, self.detail[-1]):
             nn.init.zeros_(last.weight)
@@ -143,7 +145,7 @@ class ResidualNet(nn.Module):
             changes: (B, K, H/2, W/2). maps: (B, MAPS, H/2, W/2). said: (B, GLOBAL).
 
         Returns:
-            'shading' (B, 3, H, W) log ratio, 'flow' (B, 2, H, W) in pixels, 'fill' (B, 3, H/2, W/2) 0-1 and 'opacity' (B, 1, H/2, W/2).
+            'shading' (B, 3, H, W) log ratio and 'flow' (B, 2, H, W) in pixels.
         """
         code = self.say(said)
         seen = torch.cat([guide - 0.5, ratio], 1)
@@ -159,10 +161,9 @@ class ResidualNet(nn.Module):
         x3 = self.middle(self.down3(F.avg_pool2d(x2, 2), code), code)
         x2 = self.up2(torch.cat([_twice(x3), x2], 1), code)
         x1 = self.up1(torch.cat([_twice(x2), x1], 1), code)
-        six = torch.arange(6, device=moved.device)
-        rows = torch.cat([(6 * moved[:, None] + six).flatten(), 6 * K + six[:4]])
-        heads = F.conv2d(x1, self.heads.weight[rows], self.heads.bias[rows])  # type: ignore[index]
-        each = heads[:, : 6 * n].unflatten(1, (n, 6))
+        rows = (6 * moved[:, None] + torch.arange(6, device=moved.device)).flatten()
+        each = F.conv2d(x1, self.heads.weight[rows], self.heads.bias[rows]).unflatten(1, (n, 6))  # type: ignore[index]
+        changes = changes * (1 - maps[:, 12:13])
         mask = torch.sigmoid(each[:, :, 3] + 1)
         strong = changes * mask
         shading = torch.einsum("bkhw,bkchw->bchw", strong, 2 * torch.tanh(each[:, :, :3]))
@@ -171,13 +172,7 @@ class ResidualNet(nn.Module):
         fine = bend(look(torch.cat([F.pixel_shuffle(x1, 2), seen], 1)))
         fine = F.conv2d(fine, tell.weight[moved], tell.bias[moved])  # type: ignore[index]
         detail = (torch.tanh(fine) * _twice(strong)).sum(1, keepdim=True)
-        opacity = torch.sigmoid(heads[:, 6 * n + 3 :] - 2) * maps[:, 12:13]
-        return {
-            "shading": _twice(shading) + detail,
-            "flow": _twice(flow),
-            "fill": torch.sigmoid(heads[:, 6 * n : 6 * n + 3]),
-            "opacity": opacity,
-        }
+        return {"shading": _twice(shading) + detail, "flow": _twice(flow)}
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -199,9 +194,7 @@ def correct(guide: Tensor, parts: dict[str, Tensor]) -> Tensor:
     moved_guide = F.grid_sample(guide, moved, mode="bilinear", padding_mode="border", align_corners=False)
     # Where nothing moves the guide stays what it is, untouched by resampling.
     still = (flow.abs().amax(1, keepdim=True) < 0.02).to(guide.dtype)
-    lit = (still * guide + (1 - still) * moved_guide) * sized(parts["shading"]).clamp(-1.5, 1.0).exp()
-    opacity = sized(parts["opacity"])
-    return ((1 - opacity) * lit + opacity * sized(parts["fill"])).clamp(0, 1)
+    return ((still * guide + (1 - still) * moved_guide) * sized(parts["shading"]).clamp(-1.5, BRIGHTEST).exp()).clamp(0, 1)
 
 
 def correct_picture(net: ResidualNet, guide: np.ndarray, batch: dict[str, Tensor]) -> np.ndarray:
@@ -224,7 +217,7 @@ def correct_picture(net: ResidualNet, guide: np.ndarray, batch: dict[str, Tensor
         out[2 * top : 2 * bottom, 2 * left : 2 * right] = (made[0] * 255).round().byte().permute(1, 2, 0).numpy()
         return out
     around = (left, HALF - right, top, HALF - bottom)
-    parts = {k: F.pad(v, [n * (2 if k in ("shading", "flow") else 1) for n in around]) for k, v in parts.items()}
+    parts = {k: F.pad(v, [2 * n for n in around]) for k, v in parts.items()}
     return (correct(picture, parts)[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 

@@ -49,7 +49,7 @@ def load_net(weights: Path) -> _residual.ResidualNet:
 
 
 class AuResidual(MeshWarp):
-    """Warped frames of the person, corrected by a pre-trained network of AU-conditioned shading, flow and fill.
+    """Warped frames of the person, corrected by a pre-trained network of AU-conditioned shading and flow.
 
     Args:
         size: side of the pictures in pixels; the network works at 160 and its corrections are enlarged.
